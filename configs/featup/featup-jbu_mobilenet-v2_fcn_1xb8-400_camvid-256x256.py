@@ -1,0 +1,13 @@
+_base_ = './mobilenet-v2_fcn_1xb8-400_camvid-256x256.py'
+
+model = dict(
+    type='mmplugins.GuidedEncoderDecoder',
+    neck=dict(
+        type='mmplugins.FeatUpNeck',
+        in_channels=1280,
+        out_channels=128,
+        # 32 / 2^3: a map of stride 4.
+        upsampler=dict(type='mmplugins.JBUStack', num_stages=3),
+    ),
+    decode_head=dict(in_channels=128),
+)

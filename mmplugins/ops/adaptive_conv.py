@@ -1,0 +1,236 @@
+"""Convolution with a kernel of its own at every pixel.
+
+B batch, C channels, H x W map, K x K window, P = K * K taps row by row.
+A source is padded already: it is (H + K - 1) x (W + K - 1), and tap (i, j) of
+pixel (y, x) reads it at (y + i, x + j).
+
+The source x, the kernels k and the result g meet in one trilinear form,
+``sum g[b, c, y, x] * k[b, i K + j, y, x] * x[b, c, y + i, x + j]``. Its three
+partial derivatives gather, correlate and scatter; each one's gradient is made
+of the other two, so that every one of them differentiates any number of times.
+"""
+
+from collections.abc import Iterator
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+BACKENDS = ('auto', 'reference', 'torch')
+
+# Elements of the products that a correlation holds at once.
+_BLOCK = 2**22
+
+
+def adaptive_conv(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
+    """Weigh the window around each pixel by that pixel's kernel.
+
+    ``out[b, c, y, x] = sum_ij kernel[b, i K + j, y, x] * x[b, c, y+i, x+j]``,
+    the operator of FeatUp (arXiv 2403.10516, equation 5). All channels share
+    the kernel. Sums run in float32 at least.
+
+    Args:
+        x (Tensor): Padded source, (B, C, H + K - 1, W + K - 1).
+        kernel (Tensor): Kernels, (B, K * K, H, W), taps row by row.
+        backend (str): ``'reference'``, the formula over unfolded windows;
+            ``'torch'``, K * K shifted multiply-adds without any unfolding;
+            ``'auto'``, the fastest one. Defaults to ``'auto'``.
+
+    Returns:
+        Tensor: Filtered map, (B, C, H, W), in the dtype of ``x``.
+
+    Raises:
+        ValueError: If the shapes or the backend do not fit.
+    """
+    size = isqrt(kernel.shape[1])
+    height, width = kernel.shape[-2:]
+    if size * size != kernel.shape[1]:
+        raise ValueError(
+            f'kernel needs K * K taps in dimension 1, got {kernel.shape[1]}'
+        )
+    _check_source(x, size, kernel.shape[0], height, width)
+    if check_backend(backend) == 'reference':
+        windows = F.unfold(x.to(_sum_dtype(x)), size)
+        windows = windows.view(*x.shape[:2], size**2, height, width)
+        out = torch.einsum('bcphw,bphw->bchw', windows, kernel.to(windows))
+        return out.to(x.dtype)
+    dtype = _sum_dtype(x, kernel)
+    return _Gather.apply(x.to(dtype), kernel.to(dtype), size).to(x.dtype)
+
+
+def local_correlation(
+    query: Tensor, keys: Tensor, backend: str = 'auto'
+) -> Tensor:
+    """Compare each pixel with every pixel of the window around it.
+
+    ``out[b, i K + j, y, x] = sum_c query[b, c, y, x] * keys[b, c, y+i, x+j]``;
+    the window's size K follows from the shapes.
+
+    Args:
+        query (Tensor): Vectors at the centres, (B, C, H, W).
+        keys (Tensor): Padded vectors, (B, C, H + K - 1, W + K - 1).
+        backend (str): As in :func:`adaptive_conv`. Defaults to ``'auto'``.
+
+    Returns:
+        Tensor: Dot products, (B, K * K, H, W), in the dtype of ``query``.
+
+    Raises:
+        ValueError: If the shapes or the backend do not fit.
+    """
+    batch, _, height, width = query.shape
+    size = keys.shape[-1] - width + 1
+    _check_source(keys, size, batch, height, width)
+    if check_backend(backend) == 'reference':
+        windows = F.unfold(keys.to(_sum_dtype(keys)), size)
+        windows = windows.view(*query.shape[:2], size**2, height, width)
+        out = torch.einsum('bchw,bcphw->bphw', query.to(windows), windows)
+        return out.to(query.dtype)
+    dtype = _sum_dtype(query, keys)
+    out = _Correlate.apply(query.to(dtype), keys.to(dtype), size)
+    return out.to(query.dtype)
+
+
+def check_backend(backend: str) -> str:
+    """Backend to run, with ``'auto'`` resolved.
+
+    Args:
+        backend (str): One of :data:`BACKENDS`.
+
+    Returns:
+        str: The backend, never ``'auto'``.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}, got {backend!r}')
+    return 'torch' if backend == 'auto' else backend
+
+
+def _check_source(
+    x: Tensor, size: int, batch: int, height: int, width: int
+) -> None:
+    wanted = (batch, height + size - 1, width + size - 1)
+    given = (x.shape[0], *x.shape[-2:])
+    if size < 1 or given != wanted:
+        raise ValueError(
+            f'{size} x {size} windows around {height} x {width} pixels need a '
+            f'padded source of (batch, height, width) {wanted}, got {given}'
+        )
+
+
+def _sum_dtype(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _windows(x: Tensor, size: int) -> Iterator[Tensor]:
+    """One view of a padded source per tap, as large as the result."""
+    height, width = x.shape[-2] - size + 1, x.shape[-1] - size + 1
+    for i in range(size):
+        for j in range(size):
+            yield x[..., i : i + height, j : j + width]
+
+
+def _gather(x: Tensor, kernel: Tensor, size: int) -> Tensor:
+    out = x.new_zeros(*x.shape[:2], *kernel.shape[-2:])
+    for window, tap in zip(
+        _windows(x, size), kernel.split(1, dim=1), strict=True
+    ):
+        out.addcmul_(window, tap)
+    return out
+
+
+def _correlate(g: Tensor, x: Tensor, size: int) -> Tensor:
+    batch, channels, height, width = g.shape
+    out = g.new_zeros(batch, size**2, height, width)
+    # The products of a few channels at a time, so that memory stays small.
+    step = max(1, _BLOCK // max(1, batch * height * width))
+    for start in range(0, channels, step):
+        part = g[:, start : start + step]
+        source = x[:, start : start + step]
+        product = torch.empty_like(part)
+        for window, tap in zip(
+            _windows(source, size), out.unbind(1), strict=True
+        ):
+            tap += torch.mul(part, window, out=product).sum(1)
+    return out
+
+
+def _scatter(g: Tensor, kernel: Tensor, size: int) -> Tensor:
+    batch, channels, height, width = g.shape
+    out = g.new_zeros(batch, channels, height + size - 1, width + size - 1)
+    for window, tap in zip(
+        _windows(out, size), kernel.split(1, dim=1), strict=True
+    ):
+        window.addcmul_(g, tap)
+    return out
+
+
+class _Gather(Function):
+    """Result from source and kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, kernel: Tensor, size: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, kernel)
+        ctx.size = size
+        return _gather(x, kernel, size)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
+        x, kernel = ctx.saved_tensors
+        need_x, need_kernel, _ = ctx.needs_input_grad
+        return (
+            _Scatter.apply(grad, kernel, ctx.size) if need_x else None,
+            _Correlate.apply(grad, x, ctx.size) if need_kernel else None,
+            None,
+        )
+
+
+class _Correlate(Function):
+    """Kernels from result and source."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, g: Tensor, x: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(g, x)
+        ctx.size = size
+        return _correlate(g, x, size)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
+        g, x = ctx.saved_tensors
+        need_g, need_x, _ = ctx.needs_input_grad
+        return (
+            _Gather.apply(x, grad, ctx.size) if need_g else None,
+            _Scatter.apply(g, grad, ctx.size) if need_x else None,
+            None,
+        )
+
+
+class _Scatter(Function):
+    """Source from result and kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, g: Tensor, kernel: Tensor, size: int
+    ) -> Tensor:
+        ctx.save_for_backward(g, kernel)
+        ctx.size = size
+        return _scatter(g, kernel, size)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
+        g, kernel = ctx.saved_tensors
+        need_g, need_kernel, _ = ctx.needs_input_grad
+        return (
+            _Gather.apply(grad, kernel, ctx.size) if need_g else None,
+            _Correlate.apply(g, grad, ctx.size) if need_kernel else None,
+            None,
+        )

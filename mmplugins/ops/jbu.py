@@ -1,0 +1,78 @@
+"""Joint bilateral upsampling by two.
+
+B batch, C channels, D key channels, h x w map, 2h x 2w result, K = 2 r + 1
+window, P = K * K taps row by row. Pixel centres, align_corners=False.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adaptive_conv import adaptive_conv, local_correlation
+
+
+def joint_bilateral_kernel(
+    keys: Tensor,
+    temperature: Tensor,
+    sigma: Tensor,
+    radius: int,
+    backend: str = 'auto',
+) -> Tensor:
+    """Kernels that follow the guidance (FeatUp, arXiv 2403.10516, eq. 6-7).
+
+    ``k[p] = softmax_p(t <keys_p, keys_centre>) exp(-|d_p|^2 / (2 sigma^2))``,
+    divided by its sum over the window, with offsets d in units of the radius.
+
+    Args:
+        keys (Tensor): Projected guidance, (B, D, H, W).
+        temperature (Tensor): Scale t of the dot products, a scalar.
+        sigma (Tensor): Width of the spatial Gaussian in radii, a scalar.
+        radius (int): Radius r of the window in pixels.
+        backend (str): As in :func:`mmplugins.ops.adaptive_conv`. Defaults to
+            ``'auto'``.
+
+    Returns:
+        Tensor: Kernels that sum to one, (B, K * K, H, W).
+    """
+    padded = F.pad(keys, [radius] * 4, mode='reflect')
+    logits = temperature * local_correlation(keys, padded, backend)
+    kernel = logits.softmax(1) * _gaussian(sigma, radius)
+    return kernel / kernel.sum(1, keepdim=True).clamp_min(1e-7)
+
+
+def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
+    """Bicubic by two, reflection, one kernel per pixel.
+
+    Args:
+        x (Tensor): Map, (B, C, h, w).
+        kernel (Tensor): Kernels, (B, K * K, 2h, 2w), K odd.
+        backend (str): As in :func:`mmplugins.ops.adaptive_conv`. Defaults to
+            ``'auto'``.
+
+    Returns:
+        Tensor: Upsampled map, (B, C, 2h, 2w).
+
+    Raises:
+        ValueError: If the kernels are not twice the size of the map.
+    """
+    size = (2 * x.shape[-2], 2 * x.shape[-1])
+    if kernel.shape[-2:] != size:
+        raise ValueError(
+            f'kernel must be {size[0]} x {size[1]}, twice the map, got '
+            f'{kernel.shape[-2]} x {kernel.shape[-1]}'
+        )
+    radius = round(kernel.shape[1] ** 0.5) // 2
+    x = F.interpolate(x, size, mode='bicubic', align_corners=False)
+    x = F.pad(x, [radius] * 4, mode='reflect')
+    return adaptive_conv(x, kernel, backend)
+
+
+def _gaussian(sigma: Tensor, radius: int) -> Tensor:
+    """exp(-|d|^2 / (2 sigma^2)) on offsets d in radii, (P, 1, 1)."""
+    offset = torch.linspace(
+        -1, 1, 2 * radius + 1, device=sigma.device, dtype=sigma.dtype
+    )
+    distance = offset[:, None] ** 2 + offset[None] ** 2  # (K, K)
+    # A width of zero would make the centre 0 / 0.
+    width = (2 * sigma**2).clamp_min(1e-6)
+    return torch.exp(-distance / width).view(-1, 1, 1)

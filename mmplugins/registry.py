@@ -1,0 +1,69 @@
+"""Registries of mmplugins: children of mmengine's roots, scope ``mmplugins``.
+
+A system depends on mmengine and mmcv alone and is found in any host. An
+adapter subclasses a class of one host; it is imported only when its type is
+asked for while that host is the default scope, so a host that is missing or
+broken cannot hurt a run in another one.
+"""
+
+from importlib import import_module
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import DefaultScope, Registry
+
+SYSTEMS = ['mmplugins.featup']
+
+# Adapters: type -> (host that must be the default scope, module).
+ADAPTERS = {
+    'GuidedEncoderDecoder': ('mmseg', 'mmplugins.featup.segmentor'),
+    'GuidedCascadeEncoderDecoder': ('mmseg', 'mmplugins.featup.segmentor'),
+}
+
+
+class HostedRegistry(Registry):
+    """Registry that imports an adapter when, and only when, its host runs."""
+
+    def get(self, key: str) -> type | None:
+        """Class registered under a key.
+
+        Args:
+            key (str): Type as written in a config, with or without the
+                prefix ``mmplugins.``.
+
+        Returns:
+            type | None: The class, None where there is none.
+
+        Raises:
+            ValueError: If the type adapts a host that is not the default
+                scope.
+        """
+        prefix, name = self.split_scope_key(key)
+        if name in ADAPTERS and prefix in (None, self.scope):
+            host, module = ADAPTERS[name]
+            instance = DefaultScope.get_current_instance()
+            scope = instance.scope_name if instance else None
+            if scope != host:
+                raise ValueError(
+                    f"type='mmplugins.{name}' extends {host} and builds only "
+                    f"in its scope: set default_scope = '{host}', got "
+                    f'{scope!r}'
+                )
+            import_module(module)
+        return super().get(key)
+
+
+def _child(name: str, parent: Registry) -> HostedRegistry:
+    return HostedRegistry(
+        name, parent=parent, scope='mmplugins', locations=SYSTEMS
+    )
+
+
+MODELS = _child('model', MMENGINE_MODELS)
+TRANSFORMS = _child('transform', MMENGINE_TRANSFORMS)
+DATASETS = _child('dataset', MMENGINE_DATASETS)
+METRICS = _child('metric', MMENGINE_METRICS)
+HOOKS = _child('hook', MMENGINE_HOOKS)

@@ -1,0 +1,248 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_all_parameters_get_gradients
+
+from mmplugins.featup import BilinearUpsampler, ChannelNorm, FeatUpNeck
+from mmplugins.featup.neck import cover, infer_stride
+
+JBU = dict(type='mmplugins.JBUStack', num_stages=2, key_channels=4)
+BILINEAR = dict(type='mmplugins.BilinearUpsampler', num_stages=2)
+
+
+def maps():
+    """Maps of strides 8, 16 and 32 of a 64 x 96 image."""
+    return [
+        torch.randn(2, 4, 8, 12),
+        torch.randn(2, 6, 4, 6),
+        torch.randn(2, 8, 2, 3),
+    ]
+
+
+IMAGE = torch.randn(2, 3, 64, 96)
+
+
+def test_named_levels_are_upsampled_and_others_pass():
+    neck = FeatUpNeck([8, 4], levels=(-1, 0), upsampler=JBU).eval()
+    feats = maps()
+    outs = neck(feats, IMAGE)
+    assert isinstance(outs, tuple)
+    assert outs[1] is feats[1]
+    assert outs[0].shape == (2, 4, 32, 48)
+    assert outs[2].shape == (2, 8, 8, 12)
+    wanted = neck.upsamplers[0](feats[2], IMAGE)
+    torch.testing.assert_close(outs[2], wanted)
+
+
+def test_each_level_its_own_upsampler():
+    bilinear = {**BILINEAR, 'num_stages': 3}
+    neck = FeatUpNeck([6, 8], levels=(1, 2), upsampler=[JBU, bilinear])
+    assert isinstance(neck.upsamplers[1], BilinearUpsampler)
+    outs = neck.eval()(maps(), IMAGE)
+    assert [tuple(o.shape[-2:]) for o in outs] == [(8, 12), (16, 24), (16, 24)]
+
+
+def test_reduction_and_norm_come_first():
+    norm = dict(type='mmplugins.ChannelNorm')
+    neck = FeatUpNeck(8, upsampler=BILINEAR, out_channels=5, norm=norm).eval()
+    feats = maps()
+    x = F.layer_norm(feats[-1].permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)
+    conv = neck.reductions[0]
+    wanted = F.interpolate(
+        F.conv2d(x, conv.weight, conv.bias), scale_factor=4, mode='bilinear'
+    )
+    out = neck(feats, IMAGE)[-1]
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in ChannelNorm(384).parameters()) == 768
+
+
+@pytest.mark.parametrize('out_channels', [None, 5])
+def test_every_parameter_gets_a_gradient(out_channels):
+    neck = FeatUpNeck(
+        8, upsampler=JBU, out_channels=out_channels, norm=dict(type='BN')
+    )
+    out = neck(maps(), IMAGE)[-1]
+    (out * torch.randn_like(out)).sum().backward()
+    assert_all_parameters_get_gradients(neck)
+
+
+def test_frozen_upsamplers_stay_as_they_are():
+    neck = FeatUpNeck(8, upsampler=JBU, out_channels=5, frozen=True).train()
+    before = copy.deepcopy(neck.upsamplers.state_dict())
+    feats = maps()
+    out = neck(feats, IMAGE)[-1]
+    assert torch.equal(out, neck(feats, IMAGE)[-1])  # no dropout
+    out.sum().backward()
+    torch.optim.SGD(
+        [p for p in neck.parameters() if p.requires_grad], lr=1.0
+    ).step()
+    assert_all_parameters_get_gradients(neck)
+    assert all(p.grad is None for p in neck.upsamplers.parameters())
+    assert not any(m.training for m in neck.upsamplers.modules())
+    after = neck.upsamplers.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_weights_by_init_cfg(tmp_path):
+    source = FeatUpNeck(8, upsampler=JBU)
+    path = tmp_path / 'jbu.pth'
+    torch.save({'state_dict': source.state_dict()}, path)
+    whole = FeatUpNeck(
+        8,
+        upsampler=JBU,
+        init_cfg=dict(type='Pretrained', checkpoint=str(path)),
+    )
+    part = FeatUpNeck(
+        8,
+        upsampler={
+            **JBU,
+            'init_cfg': dict(
+                type='Pretrained',
+                checkpoint=str(path),
+                prefix='upsamplers.0',
+            ),
+        },
+    )
+    for neck in (whole, part):
+        neck.init_weights()
+        for key, value in source.upsamplers.state_dict().items():
+            torch.testing.assert_close(
+                neck.upsamplers.state_dict()[key], value
+            )
+
+
+def test_the_config_is_not_changed():
+    upsampler, norm = dict(JBU), dict(type='mmplugins.ChannelNorm')
+    levels = [-1, 1]
+    given = copy.deepcopy((upsampler, norm, levels))
+    first = FeatUpNeck([8, 6], levels, upsampler, norm=norm)
+    second = FeatUpNeck([8, 6], levels, upsampler, norm=norm)
+    assert (upsampler, norm, levels) == given
+    shapes = [
+        {k: v.shape for k, v in neck.state_dict().items()}
+        for neck in (first, second)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+# image, grid, stride: with padding (ceil), without (floor), patches of 14.
+@pytest.mark.parametrize(
+    ('image', 'grid', 'stride'),
+    [
+        ((97, 131), (4, 5), 32),
+        ((97, 131), (3, 4), 32),
+        ((97, 131), (6, 8), 16),
+        ((97, 131), (6, 9), 14),
+        ((97, 131), (25, 33), 4),
+        ((224, 224), (16, 16), 14),
+        ((224, 224), (7, 7), 32),
+        ((518, 518), (37, 37), 14),
+        ((1080, 1920), (34, 60), 32),
+    ],
+)
+def test_stride_of_a_grid(image, grid, stride):
+    assert infer_stride(image, grid) == stride
+
+
+def test_stride_without_explanation_is_the_ratio():
+    assert infer_stride((100, 100), (30, 7)) == 100 / 30
+
+
+def ramp(image, stride, grid):
+    """Cells that hold the (y, x) of their centres.
+
+    Linear, so that linear interpolation is exact away from the edges.
+    """
+    y = (torch.arange(grid[0]) + 0.5) * stride
+    x = (torch.arange(grid[1]) + 0.5) * stride
+    feats = torch.stack(torch.meshgrid(y, x, indexing='ij'))[None]
+    return feats, torch.zeros(1, 3, *image)
+
+
+@pytest.mark.parametrize(
+    ('image', 'grid', 'stride'),
+    [((97, 131), (4, 5), 32), ((97, 131), (6, 9), 14)],
+)
+def test_nothing_shifts_towards_the_edges(image, grid, stride):
+    """Every output cell holds the coordinates of its own centre."""
+    feats, guidance = ramp(image, stride, grid)
+    neck = FeatUpNeck(2, upsampler=BILINEAR)
+    out = neck([feats], guidance)[0][0]
+    step = stride / 4
+    assert out.shape[1] == -(-image[0] // step)
+    assert out.shape[2] == -(-image[1] // step)
+    y = (torch.arange(out.shape[1]) + 0.5) * step
+    x = (torch.arange(out.shape[2]) + 0.5) * step
+    inside_y = (y > stride / 2) & (y < (grid[0] - 0.5) * stride)
+    inside_x = (x > stride / 2) & (x < (grid[1] - 0.5) * stride)
+    wanted = y[inside_y, None].expand(-1, int(inside_x.sum()))
+    torch.testing.assert_close(out[0][inside_y][:, inside_x], wanted)
+    wanted = x[None, inside_x].expand(int(inside_y.sum()), -1)
+    torch.testing.assert_close(out[1][inside_y][:, inside_x], wanted)
+
+
+def test_guidance_keeps_its_place():
+    """The colour under a cell is that of the pixels the cell covers."""
+    image = torch.rand(1, 3, 97, 131)
+    _, guidance = cover(torch.zeros(1, 1, 4, 5), image, 32)
+    assert guidance.shape[-2:] == (128, 160)
+    torch.testing.assert_close(guidance[..., :97, :131], image)
+    torch.testing.assert_close(
+        guidance[..., 97:, :131], image[..., -1:, :].expand(-1, -1, 31, -1)
+    )
+    feats, guidance = cover(torch.rand(1, 1, 6, 9), image, 14)
+    assert feats.shape[-2:] == (7, 10)
+    assert guidance.shape[-2:] == (98, 140)
+
+
+def test_strides_can_be_given():
+    """Where a tiny grid leaves the stride open."""
+    feats, image = torch.randn(1, 8, 2, 2), torch.randn(1, 3, 34, 34)
+    inferred = FeatUpNeck(8, upsampler=BILINEAR)([feats], image)[0]
+    given = FeatUpNeck(8, upsampler=BILINEAR, strides=32)([feats], image)[0]
+    assert inferred.shape[-2:] == (9, 9)  # 34 px at 16 / 4, a floor
+    assert given.shape[-2:] == (5, 5)  # 34 px at 32 / 4, a ceiling
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(in_channels=8, levels=()), r'levels .* must be indices'),
+        (dict(in_channels=8, levels=3), r'levels .* must be indices'),
+        (dict(in_channels=[8, 4]), 'in_channels .* 2 entries for 1 levels'),
+        (
+            dict(in_channels=8, levels=(0, 1), strides=[8]),
+            'strides .* 1 entries for 2 levels',
+        ),
+        (
+            dict(in_channels=8, upsampler={**JBU, 'in_channels': 4}),
+            'upsampler in_channels=4 .* input of 8 channels',
+        ),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FeatUpNeck(**arguments)
+
+
+@pytest.mark.parametrize('level', [3, -4])
+def test_a_level_that_does_not_exist(level):
+    neck = FeatUpNeck(8, levels=(level,), upsampler=JBU)
+    with pytest.raises(ValueError, match=f'levels.*{level} .*use -3 to 2'):
+        neck(maps(), IMAGE)
+
+
+def test_bad_input_is_named():
+    neck = FeatUpNeck(8, upsampler=JBU)
+    with pytest.raises(ValueError, match='GuidedEncoderDecoder'):
+        neck(maps())
+    with pytest.raises(ValueError, match=r'in_channels=8 .* has 6 channels'):
+        neck(maps()[:2], IMAGE)
+    with pytest.raises(ValueError, match="out_type='featmap'"):
+        neck([torch.zeros(2, 8)], IMAGE)
+    with pytest.raises(ValueError, match='at least 2 x 2 cells'):
+        neck([torch.zeros(1, 8, 1, 1)], torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match='name a map twice'):
+        FeatUpNeck(8, levels=(-1, 2), upsampler=JBU)(maps(), IMAGE)

@@ -1,0 +1,190 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_all_parameters_get_gradients
+from torch.autograd import gradcheck
+
+from mmplugins.featup import BilinearUpsampler, JBUStack
+from mmplugins.featup.upsamplers import JBUStage
+
+
+def randomised(module):
+    """Weights away from their initial values, so that each one matters."""
+    for name, parameter in module.named_parameters():
+        with torch.no_grad():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+            if name.endswith('sigma_spatial'):
+                parameter.abs_().add_(0.3)
+    return module.eval()
+
+
+def published(stack, feats, image):
+    """Section by section as published, with its own unfolds and tensors."""
+    x = feats
+    for stage in stack.stages:
+        height, width = 2 * x.shape[-2], 2 * x.shape[-1]
+        g = F.adaptive_avg_pool2d(image, (height, width))
+        r = stage.radius
+        size = 2 * r + 1
+        keys = stage.range_proj(g)
+        near = F.unfold(F.pad(keys, [r] * 4, mode='reflect'), size)
+        near = near.view(len(x), -1, size**2, height, width)
+        t = stage.range_temp.exp().clamp(1e-4, 1e4)
+        range_kernel = (t * (near * keys[:, :, None]).sum(1)).softmax(1)
+        steps = torch.linspace(-1, 1, size)
+        i, j = torch.meshgrid(steps, steps, indexing='ij')
+        sigma = stage.sigma_spatial
+        spatial = (-(i**2 + j**2) / (2 * sigma**2)).exp().view(1, -1, 1, 1)
+        kernel = range_kernel * spatial
+        kernel = kernel / kernel.sum(1, keepdim=True).clamp_min(1e-7)
+        kernel = kernel + 0.1 * stage.fixup_proj(torch.cat([kernel, g], 1))
+        x = F.interpolate(x, (height, width), mode='bicubic')
+        windows = F.unfold(F.pad(x, [r] * 4, mode='reflect'), size)
+        windows = windows.view(*x.shape[:2], size**2, height, width)
+        x = (windows * kernel[:, None]).sum(2)
+    return x + 0.1 * stack.fixup_proj(x)
+
+
+@pytest.mark.parametrize('backend', ['reference', 'torch', 'auto'])
+@pytest.mark.parametrize('radius', [1, 3, 5])
+def test_stack_is_as_published(backend, radius):
+    stack = randomised(JBUStack(6, 2, radius, key_channels=8, backend=backend))
+    feats, image = torch.randn(2, 6, 4, 5), torch.randn(2, 3, 61, 83)
+    out = stack(feats, image)
+    assert out.shape == (2, 6, 16, 20)
+    torch.testing.assert_close(
+        out, published(stack, feats, image), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_parameters_are_as_published():
+    """24 932 in four stages and C^2 + C after them."""
+    stack = JBUStack(384)
+    assert sum(p.numel() for p in stack.parameters()) == 172772
+    assert sum(p.numel() for p in stack.stages.parameters()) == 24932
+
+
+@pytest.mark.parametrize('size', [(2, 2), (3, 5), (7, 2)])
+@pytest.mark.parametrize('image', [(32, 32), (97, 131), (8, 500)])
+def test_any_size(size, image):
+    stack = JBUStack(4, 3).eval()
+    feats, guidance = torch.randn(3, 4, *size), torch.randn(3, 3, *image)
+    out = stack(feats, guidance)
+    assert out.shape == (3, 4, 8 * size[0], 8 * size[1])
+    alone = torch.cat(
+        [stack(f[None], g[None]) for f, g in zip(feats, guidance)]
+    )
+    torch.testing.assert_close(out, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_a_stage_and_a_stack():
+    stack = randomised(JBUStack(2, 1, radius=1, key_channels=2)).double()
+    feats = torch.randn(1, 2, 2, 3).double().requires_grad_()
+    image = torch.randn(1, 3, 9, 13).double().requires_grad_()
+    assert gradcheck(stack, (feats, image))
+    parameters = tuple(stack.stages[0].parameters())
+    assert gradcheck(
+        lambda *_: stack(feats, image), (*parameters,), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize('backend', ['reference', 'torch'])
+def test_every_parameter_gets_a_gradient(backend):
+    stack = JBUStack(3, 2, key_channels=4, backend=backend)
+    out = stack(torch.randn(2, 3, 3, 4), torch.randn(2, 3, 24, 32))
+    (out * torch.randn_like(out)).sum().backward()
+    assert_all_parameters_get_gradients(stack)
+    # All 49 taps of the correction learn.
+    assert (stack.stages[0].fixup_proj[3].bias.grad != 0).all()
+
+
+def test_training_drops_and_evaluation_does_not():
+    stack = JBUStack(8, 1)
+    feats, image = torch.randn(1, 8, 4, 4), torch.randn(1, 3, 8, 8)
+    assert not torch.equal(stack(feats, image), stack(feats, image))
+    stack.eval()
+    assert torch.equal(stack(feats, image), stack(feats, image))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_agrees(dtype):
+    stack = randomised(JBUStack(8, 2))
+    feats, image = torch.rand(1, 8, 4, 5), torch.rand(1, 3, 64, 80)
+    wanted = stack(feats, image)
+    out = stack.to(dtype)(feats.to(dtype), image.to(dtype))
+    assert out.dtype == dtype
+    tolerance = 8 * torch.finfo(dtype).eps * wanted.abs().max()
+    assert (out.float() - wanted).abs().max() <= tolerance
+
+
+def test_autocast_agrees():
+    stack = randomised(JBUStack(8, 2))
+    feats, image = torch.rand(1, 8, 4, 5), torch.rand(1, 3, 64, 80)
+    wanted = stack(feats, image)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = stack(feats, image)
+    tolerance = 8 * torch.finfo(torch.bfloat16).eps * wanted.abs().max()
+    assert (out.float() - wanted).abs().max() <= tolerance
+
+
+def test_an_edge_of_the_image_sharpens_the_features():
+    """What joint bilateral upsampling is for, with a key of plain colour."""
+    stage = JBUStage(radius=3, key_channels=2).eval()
+    with torch.no_grad():
+        for parameter in stage.fixup_proj.parameters():
+            parameter.zero_()
+        stage.range_proj[0].weight.copy_(
+            torch.tensor([[20.0, 0, 0], [-20.0, 0, 0]]).view(2, 3, 1, 1)
+        )
+        stage.range_proj[0].bias.zero_()
+        stage.range_proj[3].weight.copy_(torch.eye(2).view(2, 2, 1, 1))
+        stage.range_proj[3].bias.zero_()
+    image = torch.ones(1, 3, 16, 16)
+    image[..., :9] = -1
+    feats = torch.ones(1, 1, 8, 8)
+    feats[..., :4] = 0
+    feats[..., 4] = 0.5  # the cell that the edge divides
+    with torch.no_grad():
+        out = stage(feats, image)[0, 0, 8]
+    smooth = F.interpolate(feats, scale_factor=2, mode='bicubic')[0, 0, 8]
+    assert out[9] - out[8] > 1.5 * (smooth[9] - smooth[8])
+
+
+def test_bilinear_is_torchs():
+    feats = torch.randn(2, 3, 4, 5)
+    out = BilinearUpsampler(3, 2)(feats, torch.zeros(2, 3, 9, 9))
+    wanted = F.interpolate(feats, (16, 20), mode='bilinear')
+    torch.testing.assert_close(out, wanted)
+
+
+@pytest.mark.parametrize('upsampler', [BilinearUpsampler, JBUStack])
+def test_bad_values_are_not_spread(upsampler):
+    module = upsampler(2, 1).eval()
+    feats, image = torch.zeros(3, 2, 4, 4), torch.zeros(3, 3, 8, 8)
+    assert module(feats, image).isfinite().all()
+    feats[1, 0, 2, 2] = float('nan')
+    with pytest.raises(ValueError, match=r'features with NaN.*samples \[1\]'):
+        module(feats, image)
+    image[2, 0, 0, 0] = float('inf')
+    with pytest.raises(ValueError, match=r'guidance with NaN.*samples \[2\]'):
+        module(feats.nan_to_num(), image)
+
+
+@pytest.mark.parametrize('size', [(1, 4), (4, 1)])
+def test_too_few_cells_are_named(size):
+    stack, image = JBUStack(2, 1), torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match=f'2 x 2 cells.*got {size[0]} x'):
+        stack(torch.zeros(1, 2, *size), image)
+    with pytest.raises(ValueError, match='at least 3 x 3 cells'):
+        JBUStack(2, 1, radius=5)(torch.zeros(1, 2, 2, 2), image)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match='num_stages must be 1 or more'):
+        JBUStack(2, num_stages=0)
+    with pytest.raises(ValueError, match='radius must be 1 or more'):
+        JBUStack(2, radius=0)
+    with pytest.raises(ValueError, match='backend must be one of'):
+        JBUStack(2, backend='cuda')
+    with pytest.raises(ValueError, match=r'in_channels=2 .*\(1, 3, 4, 4\)'):
+        JBUStack(2)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,102 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import leaf
+from torch.autograd import gradcheck
+
+from mmplugins.ops import (
+    adaptive_conv,
+    jbu_upsample,
+    joint_bilateral_kernel,
+)
+
+BACKENDS = ('reference', 'torch')
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_kernel_is_a_bilateral_filter(backend):
+    """Against OpenCV.
+
+    Keys (cos a, sin a) have products cos(a_p - a_c), so for close angles the
+    softmax is a Gaussian of their difference with variance 1 / t. OpenCV
+    leaves out what lies beyond the disc in the window.
+    """
+    angle = torch.rand(1, 1, 12, 15) * 0.5
+    keys = torch.cat([angle.cos(), angle.sin()], 1)
+    radius, sigma, t = 3, 0.6, 40.0
+    kernel = joint_bilateral_kernel(
+        keys, torch.tensor(t), torch.tensor(sigma), radius, backend
+    )
+    offset = torch.arange(-radius, radius + 1)
+    disc = offset[:, None] ** 2 + offset[None] ** 2 <= radius**2
+    kernel = kernel * disc.view(1, -1, 1, 1)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    padded = F.pad(angle, [radius] * 4, mode='reflect')
+    ours = adaptive_conv(padded, kernel, backend)[0, 0]
+    theirs = cv2.bilateralFilter(
+        angle[0, 0].numpy(),
+        2 * radius + 1,
+        t**-0.5,
+        sigma * radius,
+        borderType=cv2.BORDER_REFLECT_101,
+    )
+    assert np.abs(ours.numpy() - angle[0, 0].numpy()).max() > 0.05
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=2e-3)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_kernel_sums_to_one_and_equals_its_formula(backend):
+    keys = torch.randn(2, 5, 6, 7).double()
+    t, sigma = torch.tensor(0.3).double(), torch.tensor(0.8).double()
+    kernel = joint_bilateral_kernel(keys, t, sigma, 1, backend)
+    torch.testing.assert_close(kernel.sum(1), torch.ones(2, 6, 7).double())
+    padded = F.pad(keys, [1] * 4, mode='reflect')
+    window = padded[0, :, 2:5, 3:6].reshape(5, 9)  # around (2, 3)
+    weights = (t * keys[0, :, 2, 3] @ window).softmax(0)
+    distance = torch.tensor([2, 1, 2, 1, 0, 1, 2, 1, 2]).double()
+    weights = weights * torch.exp(-distance / (2 * sigma**2))
+    torch.testing.assert_close(kernel[0, :, 2, 3], weights / weights.sum())
+
+
+def test_zero_width_keeps_the_centre():
+    kernel = joint_bilateral_kernel(
+        torch.randn(1, 4, 5, 5), torch.tensor(1.0), torch.tensor(0.0), 1
+    )
+    wanted = torch.zeros(1, 9, 5, 5)
+    wanted[:, 4] = 1
+    torch.testing.assert_close(kernel, wanted)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_upsample_with_a_centred_kernel_is_bicubic(backend):
+    x = torch.randn(2, 3, 4, 5)
+    kernel = torch.zeros(2, 49, 8, 10)
+    kernel[:, 24] = 1
+    wanted = F.interpolate(x, scale_factor=2, mode='bicubic')
+    torch.testing.assert_close(jbu_upsample(x, kernel, backend), wanted)
+
+
+def test_upsample_is_its_three_steps():
+    x, kernel = torch.randn(1, 2, 3, 4), torch.randn(1, 25, 6, 8)
+    big = F.interpolate(x, scale_factor=2, mode='bicubic')
+    big = F.pad(big, [2] * 4, mode='reflect')
+    torch.testing.assert_close(
+        jbu_upsample(x, kernel), adaptive_conv(big, kernel, 'reference')
+    )
+
+
+def test_gradients():
+    x, kernel = leaf(torch.randn(1, 2, 2, 3)), leaf(torch.randn(1, 9, 4, 6))
+    assert gradcheck(jbu_upsample, (x, kernel))
+    keys = leaf(torch.randn(1, 3, 4, 5))
+    t, sigma = leaf(torch.tensor(0.7)), leaf(torch.tensor(0.9))
+    assert gradcheck(
+        lambda *args: joint_bilateral_kernel(*args, 1), (keys, t, sigma)
+    )
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match='must be 6 x 8, twice the map'):
+        jbu_upsample(torch.zeros(1, 2, 3, 4), torch.zeros(1, 9, 6, 6))

@@ -1,0 +1,84 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from mmengine.registry import MODELS as ROOT_MODELS
+
+from mmplugins import registry
+
+HOSTS = ('mmseg', 'mmagic', 'mmpretrain')
+# What each host-free type needs to be built.
+HOST_FREE = {
+    'BilinearUpsampler': dict(in_channels=4),
+    'ChannelNorm': dict(normalized_shape=4),
+    'FeatUpNeck': dict(in_channels=4),
+    'JBUStack': dict(in_channels=4),
+}
+
+
+def host_registry(scope):
+    """The registry that a runner of this host builds its model with."""
+    if scope is None:
+        return ROOT_MODELS
+    module = __import__(f'{scope}.registry', fromlist=['MODELS'])
+    return module.MODELS
+
+
+@pytest.mark.parametrize('scope', [None, *HOSTS])
+@pytest.mark.parametrize('name', list(HOST_FREE))
+def test_host_free_types_build_in_any_scope(in_scope, scope, name):
+    with in_scope(scope):
+        cfg = dict(type=f'mmplugins.{name}', **HOST_FREE[name])
+        module = host_registry(scope).build(cfg)
+    assert type(module).__name__ == name
+
+
+def test_every_type_is_covered(in_scope):
+    """A new type has to join one of the two lists of this file."""
+    with in_scope(None):
+        registry.MODELS.get('JBUStack')
+    ours = set(registry.MODELS.module_dict) - set(registry.ADAPTERS)
+    assert ours == set(HOST_FREE)
+
+
+@pytest.mark.parametrize('name', list(registry.ADAPTERS))
+def test_adapters_build_in_their_host_only(in_scope, name):
+    host, _ = registry.ADAPTERS[name]
+    with in_scope(host):
+        cls = host_registry(host).get(f'mmplugins.{name}')
+        assert cls.__name__ == name
+    for scope in {None, *HOSTS} - {host}:
+        with (
+            in_scope(scope),
+            pytest.raises(ValueError, match=f"default_scope = '{host}'"),
+        ):
+            host_registry(scope).build(dict(type=f'mmplugins.{name}'))
+
+
+def test_an_unknown_type_is_the_hosts_error(in_scope):
+    with in_scope('mmseg'), pytest.raises(KeyError, match='NoSuchNeck'):
+        host_registry('mmseg').build(dict(type='mmplugins.NoSuchNeck'))
+
+
+def test_registries_are_children_of_the_roots():
+    for name in ('MODELS', 'TRANSFORMS', 'DATASETS', 'METRICS', 'HOOKS'):
+        ours = getattr(registry, name)
+        assert ours.scope == 'mmplugins'
+        assert ours.parent.scope == 'mmengine'
+        assert ours.parent.parent is None
+
+
+@pytest.mark.parametrize('scope', [None, 'mmseg'])
+def test_a_prefix_is_all_a_fresh_process_needs(scope):
+    """No custom_imports, and no other host is imported on the way."""
+    code = f"""
+        import sys
+        from mmengine.registry import MODELS, DefaultScope
+        with DefaultScope.overwrite_default_scope({scope!r}):
+            neck = dict(type='mmplugins.FeatUpNeck', in_channels=4)
+            assert type(MODELS.build(neck)).__name__ == 'FeatUpNeck'
+        hosts = {{'mmseg', 'mmpretrain', 'mmagic'}} & set(sys.modules)
+        assert hosts <= {{{scope!r}}}, hosts
+    """
+    subprocess.run([sys.executable, '-c', textwrap.dedent(code)], check=True)

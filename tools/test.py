@@ -1,0 +1,51 @@
+"""Test a checkpoint of any config of mmseg, mmpretrain or mmagic."""
+
+import argparse
+
+from mmengine.dist import is_main_process
+
+from mmplugins.apis import launch
+from mmplugins.apis.predictions import SavePredictionsHook, write_metrics
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    launch.add_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='write pictures of the predictions'
+    )
+    parser.add_argument(
+        '--out', metavar='DIR', help='write the predictions themselves'
+    )
+    parser.add_argument(
+        '--metrics', metavar='FILE', help='write the figures as JSON'
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='test with augmentation'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        launch.require_file('checkpoint', args.checkpoint)
+        cfg = launch.read_config(args)
+        cfg.load_from = args.checkpoint
+        if args.show_dir:
+            launch.enable_pictures(cfg, args.show_dir)
+        if args.tta:
+            launch.enable_tta(cfg)
+    except (ImportError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    runner = launch.build_runner(cfg)
+    if args.out:
+        runner.register_hook(SavePredictionsHook(args.out))
+    metrics = runner.test()
+    if args.metrics and is_main_process():
+        write_metrics(metrics, args.metrics)
+
+
+if __name__ == '__main__':
+    main()
