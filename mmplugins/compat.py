@@ -5,6 +5,7 @@ Tools and tests call these; importing this module changes nothing.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from unittest import mock
 
@@ -68,10 +69,20 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         ImportError: If the config's host is mmagic and it does not import.
+        ValueError: If the config or a base does not read, or the options do
+            not fit it.
     """
     enable_mmseg_bases()
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options or {})
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code: anything may happen
+        raise ValueError(
+            f'config {path} does not read: {type(error).__name__}: {error}'
+        ) from error
+    try:
+        cfg.merge_from_dict(deepcopy(options or {}))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'options do not fit {path}: {error}') from error
     if cfg.get('default_scope') == 'mmagic':
         import_mmagic()
     return cfg

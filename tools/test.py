@@ -2,10 +2,8 @@
 
 import argparse
 
-from mmengine.dist import is_main_process
-
 from mmplugins.apis import launch
-from mmplugins.apis.predictions import SavePredictionsHook, write_metrics
+from mmplugins.apis.predictions import SaveMetricsHook, SavePredictionsHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,14 +35,17 @@ def main() -> None:
             launch.enable_pictures(cfg, args.show_dir)
         if args.tta:
             launch.enable_tta(cfg)
+        launch.require_folder('--out', args.out)
+        launch.require_folder('--show-dir', args.show_dir)
+        launch.require_writable('--metrics', args.metrics)
     except (ImportError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     runner = launch.build_runner(cfg)
     if args.out:
         runner.register_hook(SavePredictionsHook(args.out))
-    metrics = runner.test()
-    if args.metrics and is_main_process():
-        write_metrics(metrics, args.metrics)
+    if args.metrics:
+        runner.register_hook(SaveMetricsHook(args.metrics))
+    runner.test()
 
 
 if __name__ == '__main__':

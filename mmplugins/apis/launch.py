@@ -56,7 +56,7 @@ def read_config(args: Namespace) -> Config:
         Config: The config with its overrides, launcher and work_dir.
 
     Raises:
-        ValueError: If the config does not exist.
+        ValueError: If the config does not exist or does not read.
     """
     require_file('config', args.config)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -64,7 +64,8 @@ def read_config(args: Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
-    cfg.setdefault('work_dir', f'./work_dirs/{Path(args.config).stem}')
+    if cfg.get('work_dir') is None:
+        cfg.work_dir = f'./work_dirs/{Path(args.config).stem}'
     if cfg.get('default_scope') == 'mmpretrain':
         # As mmpretrain's own tools do; its datasets rely on it.
         for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -85,6 +86,36 @@ def require_file(what: str, path: str) -> None:
     """
     if not Path(path).is_file():
         raise ValueError(f'{what} {path} does not exist')
+
+
+def require_folder(flag: str, path: str | None) -> None:
+    """Check that a folder is there or can be made, before the work starts.
+
+    Args:
+        flag (str): Flag that names it.
+        path (str, optional): Its path; None is fine.
+
+    Raises:
+        ValueError: If the path or a parent of it is a file.
+    """
+    for folder in [Path(path), *Path(path).parents] if path else ():
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f'{flag} {path}: {folder} is not a folder')
+
+
+def require_writable(flag: str, path: str | None) -> None:
+    """Check that a file can be written, before the work starts.
+
+    Args:
+        flag (str): Flag that names it.
+        path (str, optional): Its path; None is fine.
+
+    Raises:
+        ValueError: If the path is a folder or its parent cannot be one.
+    """
+    if path and Path(path).is_dir():
+        raise ValueError(f'{flag} {path} is a folder, not a file')
+    require_folder(flag, str(Path(path).parent) if path else None)
 
 
 def enable_amp(cfg: Config) -> None:
@@ -157,13 +188,27 @@ def enable_tta(cfg: Config) -> None:
         cfg (Config): Config to change.
 
     Raises:
-        ValueError: If the config has no ``tta_model`` or ``tta_pipeline``.
+        ValueError: If the config has no ``tta_model`` or ``tta_pipeline``, or
+            draws with mmpretrain's hook, which cannot show several views.
     """
     missing = [k for k in ('tta_model', 'tta_pipeline') if not cfg.get(k)]
     if missing:
         raise ValueError(f'--tta needs {" and ".join(missing)} in the config')
+    hook = _as_dict(cfg.get('default_hooks')).get('visualization')
+    if _as_dict(hook).get('type') == 'VisualizationHook' and hook.get(
+        'enable'
+    ):
+        raise ValueError(
+            "--tta does not go with --show-dir here: mmpretrain's "
+            'VisualizationHook draws one view of an image'
+        )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    module = cfg.model
+    cfg.model = ConfigDict(**cfg.tta_model, module=module)
+    if 'data_preprocessor' in module:
+        # Else the runner hands over data_preprocessor of the config's top
+        # level, which is the base's, without what the config changes in it.
+        cfg.model.data_preprocessor = module.data_preprocessor
 
 
 def enable_pictures(cfg: Config, folder: str) -> None:
@@ -174,9 +219,12 @@ def enable_pictures(cfg: Config, folder: str) -> None:
         folder (str): Where the pictures go.
 
     Raises:
-        ValueError: If the config's host has no hook for it.
+        ValueError: If the config's host has no hook for it or the config no
+            visualizer.
     """
     scope = cfg.get('default_scope')
+    if not cfg.get('visualizer'):
+        raise ValueError('--show-dir needs visualizer in the config')
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     if scope == 'mmpretrain':
         hooks.visualization = dict(
@@ -191,7 +239,7 @@ def enable_pictures(cfg: Config, folder: str) -> None:
         others = [
             hook
             for hook in cfg.get('custom_hooks') or []
-            if hook.type != 'BasicVisualizationHook'
+            if hook.get('type') != 'BasicVisualizationHook'
         ]
         hook = dict(type='BasicVisualizationHook', interval=1)
         cfg.custom_hooks = [*others, hook]
@@ -201,6 +249,7 @@ def enable_pictures(cfg: Config, folder: str) -> None:
             f'got {scope!r}'
         )
     cfg.visualizer.save_dir = folder
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.dist import is_main_process
+import torch
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -30,12 +31,15 @@ class SavePredictionsHook(Hook):
 
     def __init__(self, out_dir: str) -> None:
         self.out_dir = Path(out_dir)
+        self._sources: dict[Path, str] = {}
 
     def before_test(self, runner: Runner) -> None:
         """Make the folder; lines of an earlier run go."""
+        self._sources.clear()
         self.out_dir.mkdir(parents=True, exist_ok=True)
         if is_main_process():
             (self.out_dir / 'predictions.jsonl').unlink(missing_ok=True)
+        barrier()  # else this could remove another process's first lines
 
     def after_test_iter(
         self,
@@ -49,62 +53,114 @@ class SavePredictionsHook(Hook):
             self._write(sample)
 
     def _write(self, sample: BaseDataElement) -> None:
-        target = self.out_dir / _stem(sample)
         if 'pred_sem_seg' in sample:
             classes = sample.pred_sem_seg.data[0].cpu().numpy()
             if sample.get('reduce_zero_label'):
                 classes = classes + 1
             dtype = np.uint8 if classes.max() < 256 else np.uint16
-            _imwrite(target, classes.astype(dtype))
+            _imwrite(self._target(sample, '.png'), classes.astype(dtype))
         elif 'pred_depth_map' in sample:
             depth = sample.pred_depth_map.data[0].cpu().numpy()
-            np.save(target.with_suffix('.npy'), depth)
+            np.save(self._target(sample, '.npy'), depth)
         elif 'pred_label' in sample:
-            line = dict(
-                image=str(sample.get('img_path', target.name)),
-                label=sample.pred_label.tolist(),
-                score=sample.pred_score.tolist(),
-            )
             with (self.out_dir / 'predictions.jsonl').open('a') as file:
-                file.write(json.dumps(line) + '\n')
+                file.write(json.dumps(_classes(sample)) + '\n')
         elif 'output' in sample and 'pred_img' in sample.output:
-            image = sample.output.pred_img.cpu().numpy().transpose(1, 2, 0)
-            image = image.clip(0, 255).round().astype(np.uint8)
-            _imwrite(target, image[..., ::-1])  # RGB to OpenCV's BGR
+            image = sample.output.pred_img.cpu().numpy()
+            if image.ndim != 3:
+                raise ValueError(
+                    '--out writes output.pred_img of one image (C, H, W), '
+                    f'got {image.shape}'
+                )
+            # In OpenCV's order: mmagic turns every output to BGR.
+            image = image.transpose(1, 2, 0).clip(0, 255).round()
+            _imwrite(self._target(sample, '.png'), image.astype(np.uint8))
         else:
             raise ValueError(
                 '--out writes pred_sem_seg, pred_depth_map, pred_label or '
                 f'output.pred_img, this prediction has {sample.keys()}'
             )
 
+    def _target(self, sample: BaseDataElement, suffix: str) -> Path:
+        """File of a prediction, named after its image alone."""
+        source = _source(sample)
+        # Not with_suffix: a stem may hold dots of its own.
+        path = self.out_dir / (Path(source).stem + suffix)
+        other = self._sources.setdefault(path, source)
+        if other != source:
+            raise ValueError(
+                f'--out names files after images: {other} and {source} would '
+                f'both be {path}'
+            )
+        return path
 
-def write_metrics(metrics: dict, path: str) -> None:
+
+class SaveMetricsHook(Hook):
     """Write the figures of a test run as JSON.
 
+    A hook, for the test loops of mmagic return nothing.
+
     Args:
-        metrics (dict): Names and values, as ``Runner.test`` returns them.
-        path (str): File to write; what is not a finite number becomes null.
+        path (str): File to write.
     """
-    figures = {
-        name: float(value)
-        if isinstance(value, Number) and math.isfinite(value)
-        else None
-        for name, value in metrics.items()
-    }
+
+    priority = 'LOW'
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: dict | None = None
+    ) -> None:
+        """Write what the evaluators say."""
+        if is_main_process():
+            write_metrics(metrics or {}, self.path)
+
+
+def write_metrics(metrics: dict, path: str) -> None:
+    """Write figures as JSON.
+
+    Args:
+        metrics (dict): Names and values; per-class values may be lists,
+            arrays or tensors.
+        path (str): File to write; a number that is not finite becomes null.
+    """
+    text = json.dumps(_plain(metrics), indent=2, allow_nan=False) + '\n'
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(figures, indent=2) + '\n')
+    Path(path).write_text(text)
 
 
-def _stem(sample: BaseDataElement) -> str:
+def _plain(value: object) -> object:
+    """A value in JSON's own types; as text where it has none."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, Number):
+        return float(value) if math.isfinite(value) else None
+    return None if value is None else str(value)
+
+
+def _classes(sample: BaseDataElement) -> dict:
+    labels, scores = sample.pred_label, sample.pred_score
+    if labels.numel() == 1:
+        # --tta averages the scores but leaves the first view's label.
+        labels = scores.argmax().reshape(labels.shape)
+    return dict(
+        image=_source(sample), label=labels.tolist(), score=scores.tolist()
+    )
+
+
+def _source(sample: BaseDataElement) -> str:
     for key in ('img_path', 'gt_path', 'key'):
         name = sample.get(key)
         if name:
-            return Path(name[0] if isinstance(name, list) else name).stem
+            return str(name[0] if isinstance(name, list) else name)
     raise ValueError('--out names files after img_path, gt_path or key')
 
 
-def _imwrite(target: Path, image: np.ndarray) -> None:
-    # Not with_suffix: a stem may hold dots of its own.
-    path = target.with_name(target.name + '.png')
+def _imwrite(path: Path, image: np.ndarray) -> None:
     if not cv2.imwrite(str(path), image):
         raise OSError(f'cannot write {path}')
