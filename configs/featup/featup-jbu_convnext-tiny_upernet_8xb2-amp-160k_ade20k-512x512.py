@@ -1,4 +1,6 @@
-_base_ = 'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
+_base_ = (
+    'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
+)
 
 model = dict(
     type='mmplugins.GuidedEncoderDecoder',
