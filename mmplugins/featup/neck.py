@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import ceil
 
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ class FeatUpNeck(BaseModule):
         upsampler (dict | Sequence[dict]): Upsampler of the named levels, one
             config for all or one each; ``num_stages`` says how far. Defaults
             to ``dict(type='mmplugins.JBUStack')``.
-        out_channels (int, optional): Reduce to so many channels by a 1x1
+        out_channels (int, optional): Reduce to so many channels by a
             convolution before upsampling, which is that much cheaper.
             Defaults to None, no reduction.
         norm (dict, optional): Normalisation before everything else, such as
@@ -54,6 +54,10 @@ class FeatUpNeck(BaseModule):
         strides (int | Sequence[int], optional): Pixels per cell of the named
             levels. Defaults to None: inferred from the two sizes, which is
             certain from a few cells on (powers of two win where it is not).
+        reduction (dict, optional): Keys of mmcv's ConvModule for that
+            convolution, such as ``dict(kernel_size=3, padding=1,
+            norm_cfg=dict(type='BN'))``. Defaults to None: 1x1 without
+            normalisation and activation.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
 
     Raises:
@@ -69,6 +73,7 @@ class FeatUpNeck(BaseModule):
         norm: OptConfigType = None,
         frozen: bool = False,
         strides: int | Sequence[int] | None = None,
+        reduction: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -77,6 +82,11 @@ class FeatUpNeck(BaseModule):
                 f'levels of FeatUpNeck must be indices such as (-1,), got '
                 f'{levels}'
             )
+        if reduction and not out_channels:
+            raise ValueError(
+                f'reduction={reduction} of FeatUpNeck needs out_channels'
+            )
+        reduction = reduction or dict(kernel_size=1, act_cfg=None)
         self.levels = tuple(levels)
         self.in_channels = self._per_level('in_channels', in_channels)
         self.strides = self._per_level('strides', strides)
@@ -97,7 +107,7 @@ class FeatUpNeck(BaseModule):
                 build_norm_layer(norm, channels)[1] if norm else nn.Identity()
             )
             self.reductions.append(
-                nn.Conv2d(channels, out_channels, 1)
+                ConvModule(channels, out_channels, **reduction)
                 if out_channels
                 else nn.Identity()
             )

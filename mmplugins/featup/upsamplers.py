@@ -82,10 +82,7 @@ class BaseUpsampler(BaseModule):
                 f'below), got {feats.shape[-2]} x {feats.shape[-1]}: give it '
                 'a larger image or a backbone of smaller stride'
             )
-        # A convolution would spread one bad value over its neighbours. The
-        # test waits for the device, so tracing leaves it out.
-        if torch.compiler.is_compiling():
-            return
+        # A convolution would spread one bad value over its neighbours.
         for what, x in (('features', feats), ('guidance', guidance)):
             finite = x.isfinite().flatten(1).all(1)  # (B,)
             if not finite.all():

@@ -49,13 +49,26 @@ def test_reduction_and_norm_come_first():
     neck = FeatUpNeck(8, upsampler=BILINEAR, out_channels=5, norm=norm).eval()
     feats = maps()
     x = F.layer_norm(feats[-1].permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)
-    conv = neck.reductions[0]
+    conv = neck.reductions[0].conv
     wanted = F.interpolate(
         F.conv2d(x, conv.weight, conv.bias), scale_factor=4, mode='bilinear'
     )
     out = neck(feats, IMAGE)[-1]
     torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in ChannelNorm(384).parameters()) == 768
+
+
+def test_reduction_may_be_any_convolution():
+    reduction = dict(kernel_size=3, padding=1, norm_cfg=dict(type='BN'))
+    neck = FeatUpNeck(
+        8, upsampler=BILINEAR, out_channels=5, reduction=reduction
+    ).eval()
+    feats = maps()
+    conv = neck.reductions[0].conv
+    x = F.conv2d(feats[-1], conv.weight, padding=1).relu()
+    x = x / (1 + neck.reductions[0].norm.eps) ** 0.5
+    wanted = F.interpolate(x, scale_factor=4, mode='bilinear')
+    torch.testing.assert_close(neck(feats, IMAGE)[-1], wanted)
 
 
 @pytest.mark.parametrize('out_channels', [None, 5])
@@ -215,6 +228,10 @@ def test_strides_can_be_given():
         (
             dict(in_channels=8, levels=(0, 1), strides=[8]),
             'strides .* 1 entries for 2 levels',
+        ),
+        (
+            dict(in_channels=8, reduction=dict(kernel_size=3)),
+            'reduction=.* needs out_channels',
         ),
         (
             dict(in_channels=8, upsampler={**JBU, 'in_channels': 4}),
