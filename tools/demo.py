@@ -184,8 +184,10 @@ def draw(iterations: int) -> dict[str, Path]:
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     with torch.no_grad():
         inputs = model.data_preprocessor({'inputs': [pixels]})['inputs']
-        low = model.backbone(inputs)[-1][0]
-        high = model.extract_feat(inputs)[-1][0]
+        feats = model.backbone(inputs)
+        # As the upsampler gets them, in the space of what it returns.
+        low = model.neck.reductions[0](feats[-1])[0]
+        high = model.neck(feats, inputs)[-1][0]
     high, low = (
         (255 * x).byte().permute(1, 2, 0).numpy()
         for x in pca_images([high, low])

@@ -51,6 +51,7 @@ class FeatUpNeck(BaseModule):
             ``dict(type='mmplugins.ChannelNorm')``. Defaults to None.
         frozen (bool): Keep the upsamplers as they are: no gradient, no
             dropout. Defaults to False.
+        init_cfg (dict, optional): Weight initialisation. Defaults to None.
         strides (int | Sequence[int], optional): Pixels per cell of the named
             levels. Defaults to None: inferred from the two sizes, which is
             certain from a few cells on (powers of two win where it is not).
@@ -58,7 +59,6 @@ class FeatUpNeck(BaseModule):
             convolution, such as ``dict(kernel_size=3, padding=1,
             norm_cfg=dict(type='BN'))``. Defaults to None: 1x1 without
             normalisation and activation.
-        init_cfg (dict, optional): Weight initialisation. Defaults to None.
 
     Raises:
         ValueError: If the arguments do not fit each other.
@@ -72,9 +72,9 @@ class FeatUpNeck(BaseModule):
         out_channels: int | None = None,
         norm: OptConfigType = None,
         frozen: bool = False,
+        init_cfg: OptMultiConfig = None,
         strides: int | Sequence[int] | None = None,
         reduction: OptConfigType = None,
-        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         if isinstance(levels, int) or not levels:
