@@ -11,6 +11,7 @@ from unittest import mock
 
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
+from mmengine.utils import import_modules_from_strings
 
 # The newest mmcv that mmagic 1.2.0 admits at import.
 _MMCV_OF_MMAGIC = '2.1.0'
@@ -68,13 +69,15 @@ def load_config(path: str, options: dict | None = None) -> Config:
         Config: The config.
 
     Raises:
-        ImportError: If the config's host is mmagic and it does not import.
+        ImportError: If the config's host is mmagic and it does not import, or
+            a custom import fails.
         ValueError: If the config or a base does not read, or the options do
             not fit it.
     """
     enable_mmseg_bases()
     try:
-        cfg = Config.fromfile(path)
+        # mmagic has to be there before a config imports parts of it.
+        cfg = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is code: anything may happen
         raise ValueError(
             f'config {path} does not read: {type(error).__name__}: {error}'
@@ -85,4 +88,6 @@ def load_config(path: str, options: dict | None = None) -> Config:
         raise ValueError(f'options do not fit {path}: {error}') from error
     if cfg.get('default_scope') == 'mmagic':
         import_mmagic()
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
     return cfg

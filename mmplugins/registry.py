@@ -40,6 +40,7 @@ class HostedRegistry(Registry):
         Raises:
             ValueError: If the type adapts a host that is not the default
                 scope.
+            ImportError: If that host does not import.
         """
         prefix, name = self.split_scope_key(key)
         if name in ADAPTERS and prefix in (None, self.scope):
@@ -52,7 +53,13 @@ class HostedRegistry(Registry):
                     f"in its scope: set default_scope = '{host}', got "
                     f'{scope!r}'
                 )
-            import_module(module)
+            try:
+                import_module(module)
+            except Exception as error:
+                raise ImportError(
+                    f"type='mmplugins.{name}' needs {host}, which does not "
+                    f'import: {type(error).__name__}: {error}'
+                ) from error
         return super().get(key)
 
 

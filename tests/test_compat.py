@@ -144,7 +144,42 @@ print([name for name in hosts if name in sys.modules])
 
 
 @pytest.mark.slow
+def absent(*names):
+    """Code after which some packages do not exist."""
+    lines = [f'sys.modules[{name!r}] = None' for name in names]
+    return '\n'.join(['import sys', *lines, ''])
+
+
 class TestHosts:
+    def test_mmseg_trains_without_mmagic(self, python, tmp_path):
+        (tmp_path / 'seg.py').write_text(SEG_CONFIG)
+        output(python(absent('mmagic') + TRAIN_STEP + SEG_STEP))
+
+    def test_mmagic_trains_without_mmseg(self, python, tmp_path):
+        (tmp_path / 'edit.py').write_text(EDIT_CONFIG)
+        code = absent('mmseg', 'mmpretrain') + TRAIN_STEP + EDIT_STEP
+        output(python(code))
+
+    @pytest.mark.parametrize('how', ['broken', 'absent'])
+    def test_an_adapter_names_the_host_it_lacks(self, python, how):
+        code = (
+            'from mmengine.registry import DefaultScope\n'
+            'from mmplugins.registry import MODELS\n'
+            "with DefaultScope.overwrite_default_scope('mmseg'):\n"
+            "    MODELS.get('mmplugins.GuidedEncoderDecoder')\n"
+        )
+        if how == 'absent':
+            result = python(absent('mmseg') + code)
+            cause = 'ModuleNotFoundError'
+        else:
+            result = python(code, broken=['mmseg'])
+            cause = 'RuntimeError: torn to pieces'
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith(
+            "ImportError: type='mmplugins.GuidedEncoderDecoder' needs mmseg, "
+            f'which does not import: {cause}'
+        )
+
     def test_mmseg_trains_next_to_a_broken_mmagic(self, python, tmp_path):
         (tmp_path / 'seg.py').write_text(SEG_CONFIG)
         output(python(TRAIN_STEP + SEG_STEP, broken=['mmagic']))

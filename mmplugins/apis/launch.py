@@ -133,11 +133,15 @@ def enable_amp(cfg: Config) -> None:
             "--amp needs an accelerator: mmengine's AmpOptimWrapper does not "
             'run on a CPU'
         )
-    wrapper = cfg.optim_wrapper
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper:
+        raise ValueError('--amp needs optim_wrapper in the config')
     several = [v for v in wrapper.values() if 'optimizer' in _as_dict(v)]
     for one in several or [wrapper]:
         kind = one.setdefault('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        # A class in configs of pure Python, a prefix where scopes mix.
+        name = kind if isinstance(kind, str) else kind.__name__
+        if name.rpartition('.')[-1] not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise ValueError(
                 f'--amp replaces optim_wrapper.type OptimWrapper, got {kind!r}'
             )
@@ -191,7 +195,8 @@ def enable_tta(cfg: Config) -> None:
         ValueError: If the config has no ``tta_model`` or ``tta_pipeline``, or
             draws with mmpretrain's hook, which cannot show several views.
     """
-    missing = [k for k in ('tta_model', 'tta_pipeline') if not cfg.get(k)]
+    keys = ('tta_model', 'tta_pipeline', 'test_dataloader')
+    missing = [key for key in keys if not cfg.get(key)]
     if missing:
         raise ValueError(f'--tta needs {" and ".join(missing)} in the config')
     hook = _as_dict(cfg.get('default_hooks')).get('visualization')

@@ -7,6 +7,7 @@ covers the pixels [s i, s (i + 1)) x [s j, s (j + 1)).
 from collections.abc import Sequence
 from math import ceil
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule, ModuleList
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from mmplugins.registry import MODELS
 from mmplugins.typing import MultiConfig, OptConfigType, OptMultiConfig
+
+from .strides import fits, infer_stride, measure_strides
+from .upsamplers import check_finite
 
 
 @MODELS.register_module()
@@ -33,8 +37,9 @@ class FeatUpNeck(BaseModule):
     on another level sees what it always saw. The grid of a level rarely
     covers the image exactly: four rows of stride 32 cover 128 pixels of 97.
     Guidance is continued to what the grid covers (or the grid to what the
-    image covers, where a ViT drops a remainder) and the result is cropped to
-    the image, so that nothing shifts towards the edges.
+    image covers, where a ViT drops a remainder), and the result is cropped and
+    resampled to cells that cover the image exactly, so that nothing shifts
+    towards the edges.
 
     Args:
         in_channels (int | Sequence[int]): Channels of the named levels, one
@@ -53,8 +58,8 @@ class FeatUpNeck(BaseModule):
             dropout. Defaults to False.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
         strides (int | Sequence[int], optional): Pixels per cell of the named
-            levels. Defaults to None: inferred from the two sizes, which is
-            certain from a few cells on (powers of two win where it is not).
+            levels. Defaults to None: measured on the backbone by the
+            segmentors that hold the neck, else inferred from the two sizes.
         reduction (dict, optional): Keys of mmcv's ConvModule for that
             convolution, such as ``dict(kernel_size=3, padding=1,
             norm_cfg=dict(type='BN'))``. Defaults to None: 1x1 without
@@ -77,10 +82,15 @@ class FeatUpNeck(BaseModule):
         reduction: OptConfigType = None,
     ) -> None:
         super().__init__(init_cfg)
-        if isinstance(levels, int) or not levels:
+        if isinstance(levels, (int, str)) or not levels:
             raise ValueError(
                 f'levels of FeatUpNeck must be indices such as (-1,), got '
                 f'{levels}'
+            )
+        if out_channels is not None and out_channels < 1:
+            raise ValueError(
+                f'out_channels of FeatUpNeck must be 1 or more, or None, got '
+                f'{out_channels}'
             )
         if reduction and not out_channels:
             raise ValueError(
@@ -90,6 +100,10 @@ class FeatUpNeck(BaseModule):
         self.levels = tuple(levels)
         self.in_channels = self._per_level('in_channels', in_channels)
         self.strides = self._per_level('strides', strides)
+        if any(stride is not None and stride <= 0 for stride in self.strides):
+            raise ValueError(
+                f'strides of FeatUpNeck must be above 0, got {strides}'
+            )
         self.frozen = frozen
         self.norms, self.reductions = nn.ModuleList(), nn.ModuleList()
         # mmengine's list, for torch's hides the upsamplers' init_cfg.
@@ -114,6 +128,23 @@ class FeatUpNeck(BaseModule):
             self.upsamplers.append(MODELS.build({**cfg, 'in_channels': width}))
         if frozen:
             self.upsamplers.requires_grad_(False)
+
+    def measure(self, backbone: nn.Module) -> None:
+        """Take the strides that were not given from a backbone.
+
+        Args:
+            backbone (nn.Module): The backbone that feeds this neck.
+
+        Raises:
+            ValueError: If a level does not exist.
+        """
+        measured = measure_strides(backbone)
+        if measured is not None:
+            levels = self._resolve(len(measured))
+            self.strides = [
+                given or measured[level]
+                for given, level in zip(self.strides, levels)
+            ]
 
     def train(self, mode: bool = True) -> 'FeatUpNeck':
         """Set the mode; frozen upsamplers stay in evaluation mode."""
@@ -178,59 +209,37 @@ class FeatUpNeck(BaseModule):
         return indices
 
     def _upsample(self, index: int, x: Tensor, guidance: Tensor) -> Tensor:
+        self._check(index, x)
+        size, grid = guidance.shape[-2:], x.shape[-2:]
+        stride = self.strides[index] or infer_stride(size, grid)
+        if not fits(stride, size, grid, slack=1):
+            raise ValueError(
+                f'strides of FeatUpNeck: {stride} does not make '
+                f'{grid[0]} x {grid[1]} cells of {size[0]} x {size[1]} pixels'
+            )
+        x = self.reductions[index](self.norms[index](x))
+        x, guidance = cover(x, guidance, stride)
+        rows = x.shape[-2]
+        x = self.upsamplers[index](x, guidance)
+        return fit(x, stride * rows / x.shape[-2], size)
+
+    def _check(self, index: int, x: Tensor) -> None:
+        """Raise unless a level is a map of the channels it should have."""
         level, channels = self.levels[index], self.in_channels[index]
         if not isinstance(x, Tensor) or x.ndim != 4:
-            shape = getattr(x, 'shape', type(x).__name__)
+            shape = tuple(getattr(x, 'shape', ())) or type(x).__name__
             raise ValueError(
                 f'FeatUpNeck needs maps (B, C, h, w), level {level} is '
-                f"{shape}: set out_type='featmap' in the backbone"
+                f"{shape}: set out_type='featmap' in a transformer backbone, "
+                'gap_before_final_norm=False in a ConvNeXt'
             )
         if x.shape[1] != channels:
             raise ValueError(
                 f'in_channels={channels} of FeatUpNeck does not match level '
                 f'{level} of the backbone, which has {x.shape[1]} channels'
             )
-        x = self.reductions[index](self.norms[index](x))
-        size = guidance.shape[-2:]
-        stride = self.strides[index] or infer_stride(size, x.shape[-2:])
-        x, guidance = cover(x, guidance, stride)
-        cells = x.shape[-2:]
-        x = self.upsamplers[index](x, guidance)
-        scales = [out // cell for out, cell in zip(x.shape[-2:], cells)]
-        height, width = (
-            ceil(n * scale / stride) for n, scale in zip(size, scales)
-        )
-        return x[..., :height, :width]
-
-
-def infer_stride(image: Sequence[int], grid: Sequence[int]) -> float:
-    """Pixels per cell of a grid that a backbone made of an image.
-
-    A convolution with padding gives ``ceil(n / s)`` cells, one without gives
-    ``floor(n / s)``.
-
-    Args:
-        image (Sequence[int]): Height and width in pixels.
-        grid (Sequence[int]): Rows and columns of cells.
-
-    Returns:
-        float: The stride that explains both; a power of two where several
-        do, else the one that covers the image best. The plain ratio of the
-        heights where none does.
-    """
-    candidates = [
-        stride
-        for stride in range(1, max(image) + 1)
-        if all(-(-n // stride) == g for n, g in zip(image, grid))
-        or all(n // stride == g for n, g in zip(image, grid))
-    ]
-    if not candidates:
-        return image[0] / grid[0]
-    powers = [s for s in candidates if s & (s - 1) == 0]
-    return min(
-        powers or candidates,
-        key=lambda s: sum(abs(n - s * g) for n, g in zip(image, grid)),
-    )
+        # Before a norm or a convolution spreads it.
+        check_finite(f'FeatUpNeck level {level}', x)
 
 
 def cover(
@@ -259,6 +268,40 @@ def cover(
         for n, cells in zip(guidance.shape[-2:], feats.shape[-2:])
     ]
     return feats, _extend(guidance, missing)
+
+
+def fit(x: Tensor, step: float, image: Sequence[int]) -> Tensor:
+    """Make cells cover an image exactly, where it is not a multiple of them.
+
+    A head takes the map for the whole image: cells that reach beyond it would
+    shift everything when the head resizes them to the image.
+
+    Args:
+        x (Tensor): Map that covers the image or more, (B, C, h, w).
+        step (float): Pixels per cell.
+        image (Sequence[int]): Height and width in pixels.
+
+    Returns:
+        Tensor: Map (B, C, ceil(H / step), ceil(W / step)) over the image.
+    """
+    rows, columns = (ceil(n / step) for n in image)
+    if (rows * step, columns * step) == tuple(image):
+        return x[..., :rows, :columns]
+    # The image's share of the map, (y, x); both begin at the top left corner.
+    v, u = (n / (step * cells) for n, cells in zip(image, x.shape[-2:]))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    theta = torch.tensor(
+        [[u, 0, u - 1], [0, v, v - 1]], dtype=dtype, device=x.device
+    )
+    grid = F.affine_grid(
+        theta.expand(len(x), -1, -1),
+        [len(x), 1, rows, columns],
+        align_corners=False,
+    )  # (B, rows, columns, 2)
+    out = F.grid_sample(
+        x.to(dtype), grid, padding_mode='border', align_corners=False
+    )
+    return out.to(x.dtype)
 
 
 def _extend(x: Tensor, missing: Sequence[int]) -> Tensor:

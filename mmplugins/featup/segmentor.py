@@ -23,6 +23,7 @@ class GuidedMixin:
                 "'mmplugins.FeatUpNeck', in_channels=...), got "
                 f'{type(getattr(self, "neck", None)).__name__}'
             )
+        self.neck.measure(self.backbone)
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Features of images, upsampled with the images as guidance.

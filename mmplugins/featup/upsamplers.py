@@ -17,6 +17,24 @@ from mmplugins.registry import MODELS
 from mmplugins.typing import OptMultiConfig
 
 
+def check_finite(what: str, x: Tensor) -> None:
+    """Raise if a value is not finite; a convolution would spread it.
+
+    Args:
+        what (str): What the tensor is to the user.
+        x (Tensor): Tensor, (B, ...).
+
+    Raises:
+        ValueError: Naming the samples with such values.
+    """
+    finite = x.isfinite().flatten(1).all(1)  # (B,)
+    if not finite.all():
+        raise ValueError(
+            f'{what}: NaN or infinite values in samples '
+            f'{(~finite).nonzero().flatten().tolist()}'
+        )
+
+
 class BaseUpsampler(BaseModule):
     """Checks what every upsampler is given.
 
@@ -25,6 +43,7 @@ class BaseUpsampler(BaseModule):
         num_stages (int): Number n of doublings.
         min_cells (int): Fewest rows and columns of features it works on.
             Defaults to 1.
+        guidance_channels (int): Channels of the guidance. Defaults to 3.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
 
     Raises:
@@ -36,6 +55,7 @@ class BaseUpsampler(BaseModule):
         in_channels: int,
         num_stages: int,
         min_cells: int = 1,
+        guidance_channels: int = 3,
         init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -44,6 +64,7 @@ class BaseUpsampler(BaseModule):
         self.in_channels = in_channels
         self.num_stages = num_stages
         self.min_cells = min_cells
+        self.guidance_channels = guidance_channels
 
     def forward(self, feats: Tensor, guidance: Tensor) -> Tensor:
         """Upsample features.
@@ -82,14 +103,20 @@ class BaseUpsampler(BaseModule):
                 f'below), got {feats.shape[-2]} x {feats.shape[-1]}: give it '
                 'a larger image or a backbone of smaller stride'
             )
-        # A convolution would spread one bad value over its neighbours.
-        for what, x in (('features', feats), ('guidance', guidance)):
-            finite = x.isfinite().flatten(1).all(1)  # (B,)
-            if not finite.all():
-                raise ValueError(
-                    f'{name} got {what} with NaN or infinite values in '
-                    f'samples {(~finite).nonzero().flatten().tolist()}'
-                )
+        if (
+            not isinstance(guidance, Tensor)
+            or guidance.ndim != 4
+            or guidance.shape[0] != feats.shape[0]
+            or guidance.shape[1] != self.guidance_channels
+        ):
+            shape = getattr(guidance, 'shape', None)
+            raise ValueError(
+                f'{name} needs guidance of shape ({feats.shape[0]}, '
+                f'{self.guidance_channels}, H, W), got '
+                f'{shape and tuple(shape)}'
+            )
+        check_finite(f'{name} features', feats)
+        check_finite(f'{name} guidance', guidance)
 
 
 @MODELS.register_module()
@@ -177,7 +204,7 @@ class JBUStage(nn.Module):
             self.sigma_spatial,
             self.radius,
             self.backend,
-        )
+        ).to(guidance.dtype)
         fixup = self.fixup_proj(torch.cat([kernel, guidance], 1))
         return kernel + 0.1 * fixup
 
@@ -233,7 +260,11 @@ class JBUStack(BaseUpsampler):
             raise ValueError(f'radius must be 1 or more, got {radius}')
         # Reflection needs 2 h > r in the first stage.
         super().__init__(
-            in_channels, num_stages, radius // 2 + 1, init_cfg=init_cfg
+            in_channels,
+            num_stages,
+            min_cells=radius // 2 + 1,
+            guidance_channels=guidance_channels,
+            init_cfg=init_cfg,
         )
         self.literal = check_backend(backend) == 'reference'
         self.stages = nn.ModuleList(

@@ -53,9 +53,10 @@ def adaptive_conv(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
         )
     _check_source(x, size, kernel.shape[0], height, width)
     if check_backend(backend) == 'reference':
-        windows = F.unfold(x.to(_sum_dtype(x)), size)
-        windows = windows.view(*x.shape[:2], size**2, height, width)
-        out = torch.einsum('bcphw,bphw->bchw', windows, kernel.to(windows))
+        with torch.autocast(x.device.type, enabled=False):
+            windows = F.unfold(x.to(_sum_dtype(x)), size)
+            windows = windows.view(*x.shape[:2], size**2, height, width)
+            out = torch.einsum('bcphw,bphw->bchw', windows, kernel.to(windows))
         return out.to(x.dtype)
     dtype = _sum_dtype(x, kernel)
     return _Gather.apply(x.to(dtype), kernel.to(dtype), size).to(x.dtype)
@@ -80,13 +81,18 @@ def local_correlation(
     Raises:
         ValueError: If the shapes or the backend do not fit.
     """
-    batch, _, height, width = query.shape
+    batch, channels, height, width = query.shape
+    if keys.shape[1] != channels:
+        raise ValueError(
+            f'query has {channels} channels, keys have {keys.shape[1]}'
+        )
     size = keys.shape[-1] - width + 1
     _check_source(keys, size, batch, height, width)
     if check_backend(backend) == 'reference':
-        windows = F.unfold(keys.to(_sum_dtype(keys)), size)
-        windows = windows.view(*query.shape[:2], size**2, height, width)
-        out = torch.einsum('bchw,bcphw->bphw', query.to(windows), windows)
+        with torch.autocast(query.device.type, enabled=False):
+            windows = F.unfold(keys.to(_sum_dtype(keys)), size)
+            windows = windows.view(*query.shape[:2], size**2, height, width)
+            out = torch.einsum('bchw,bcphw->bphw', query.to(windows), windows)
         return out.to(query.dtype)
     dtype = _sum_dtype(query, keys)
     out = _Correlate.apply(query.to(dtype), keys.to(dtype), size)

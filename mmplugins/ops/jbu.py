@@ -4,6 +4,8 @@ B batch, C channels, D key channels, h x w map, 2h x 2w result, K = 2 r + 1
 window, P = K * K taps row by row. Pixel centres, align_corners=False.
 """
 
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,7 @@ def joint_bilateral_kernel(
 
     ``k[p] = softmax_p(t <keys_p, keys_centre>) exp(-|d_p|^2 / (2 sigma^2))``,
     divided by its sum over the window, with offsets d in units of the radius.
+    Computed in float32 at least, for a product of keys overflows float16.
 
     Args:
         keys (Tensor): Projected guidance, (B, D, H, W).
@@ -32,8 +35,9 @@ def joint_bilateral_kernel(
             ``'auto'``.
 
     Returns:
-        Tensor: Kernels that sum to one, (B, K * K, H, W).
+        Tensor: Kernels that sum to one, (B, K * K, H, W), float32 at least.
     """
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
     padded = F.pad(keys, [radius] * 4, mode='reflect')
     logits = temperature * local_correlation(keys, padded, backend)
     kernel = logits.softmax(1) * _gaussian(sigma, radius)
@@ -53,7 +57,8 @@ def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
         Tensor: Upsampled map, (B, C, 2h, 2w).
 
     Raises:
-        ValueError: If the kernels are not twice the size of the map.
+        ValueError: If the kernels are not twice the size of the map, or not
+            of an odd window.
     """
     size = (2 * x.shape[-2], 2 * x.shape[-1])
     if kernel.shape[-2:] != size:
@@ -61,7 +66,12 @@ def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
             f'kernel must be {size[0]} x {size[1]}, twice the map, got '
             f'{kernel.shape[-2]} x {kernel.shape[-1]}'
         )
-    radius = round(kernel.shape[1] ** 0.5) // 2
+    window = isqrt(kernel.shape[1])
+    if window % 2 == 0 or window**2 != kernel.shape[1]:
+        raise ValueError(
+            f'kernel needs K * K taps of an odd K, got {kernel.shape[1]}'
+        )
+    radius = window // 2
     x = F.interpolate(x, size, mode='bicubic', align_corners=False)
     x = F.pad(x, [radius] * 4, mode='reflect')
     return adaptive_conv(x, kernel, backend)

@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from mmplugins.apis import launch
@@ -90,7 +91,14 @@ class TestAmp:
             launch.enable_amp(Config(dict(optim_wrapper=wrapper())))
 
     @pytest.mark.parametrize(
-        'given', [{}, {'type': 'OptimWrapper'}, {'type': 'AmpOptimWrapper'}]
+        'given',
+        [
+            {},
+            {'type': 'OptimWrapper'},
+            {'type': 'AmpOptimWrapper'},
+            {'type': 'mmengine.OptimWrapper'},
+            {'type': OptimWrapper},
+        ],
     )
     def test_of_one_optimizer(self, given, gpu):
         cfg = Config(dict(optim_wrapper=wrapper(**given)))
@@ -112,6 +120,11 @@ class TestAmp:
             generator=wrapper(type='AmpOptimWrapper', loss_scale='dynamic'),
             discriminator=wrapper(type='AmpOptimWrapper', loss_scale=512.0),
         )
+
+    def test_needs_an_optimizer(self, gpu):
+        for given in ({}, {'optim_wrapper': None}):
+            with pytest.raises(ValueError, match='--amp needs optim_wrapper'):
+                launch.enable_amp(Config(given))
 
     def test_refuses_other_wrappers(self, gpu):
         cfg = Config(dict(optim_wrapper=wrapper(type='ApexOptimWrapper')))
@@ -177,7 +190,9 @@ class TestTta:
         assert cfg.model.data_preprocessor == dict(mean=2)
         assert cfg.model.module.data_preprocessor == dict(mean=2)
 
-    @pytest.mark.parametrize('key', ['tta_model', 'tta_pipeline'])
+    @pytest.mark.parametrize(
+        'key', ['tta_model', 'tta_pipeline', 'test_dataloader']
+    )
     def test_names_the_key_that_is_missing(self, key):
         cfg = self.config()
         cfg[key] = None

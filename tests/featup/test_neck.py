@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers import assert_all_parameters_get_gradients
 
 from mmplugins.featup import BilinearUpsampler, ChannelNorm, FeatUpNeck
-from mmplugins.featup.neck import cover, infer_stride
+from mmplugins.featup.neck import cover
 
 JBU = dict(type='mmplugins.JBUStack', num_stages=2, key_channels=4)
 BILINEAR = dict(type='mmplugins.BilinearUpsampler', num_stages=2)
@@ -140,60 +140,46 @@ def test_the_config_is_not_changed():
     assert shapes[0] == shapes[1]
 
 
-# image, grid, stride: with padding (ceil), without (floor), patches of 14.
-@pytest.mark.parametrize(
-    ('image', 'grid', 'stride'),
-    [
-        ((97, 131), (4, 5), 32),
-        ((97, 131), (3, 4), 32),
-        ((97, 131), (6, 8), 16),
-        ((97, 131), (6, 9), 14),
-        ((97, 131), (25, 33), 4),
-        ((224, 224), (16, 16), 14),
-        ((224, 224), (7, 7), 32),
-        ((518, 518), (37, 37), 14),
-        ((1080, 1920), (34, 60), 32),
-    ],
-)
-def test_stride_of_a_grid(image, grid, stride):
-    assert infer_stride(image, grid) == stride
-
-
-def test_stride_without_explanation_is_the_ratio():
-    assert infer_stride((100, 100), (30, 7)) == 100 / 30
-
-
-def ramp(image, stride, grid):
+def ramp(stride, grid):
     """Cells that hold the (y, x) of their centres.
 
     Linear, so that linear interpolation is exact away from the edges.
     """
     y = (torch.arange(grid[0]) + 0.5) * stride
     x = (torch.arange(grid[1]) + 0.5) * stride
-    feats = torch.stack(torch.meshgrid(y, x, indexing='ij'))[None]
-    return feats, torch.zeros(1, 3, *image)
+    return torch.stack(torch.meshgrid(y, x, indexing='ij'))[None]
 
 
 @pytest.mark.parametrize(
-    ('image', 'grid', 'stride'),
-    [((97, 131), (4, 5), 32), ((97, 131), (6, 9), 14)],
+    ('grid', 'stride'),
+    [((4, 5), 32), ((3, 4), 32), ((6, 9), 14), ((7, 9), 16), ((13, 17), 8)],
 )
-def test_nothing_shifts_towards_the_edges(image, grid, stride):
-    """Every output cell holds the coordinates of its own centre."""
-    feats, guidance = ramp(image, stride, grid)
-    neck = FeatUpNeck(2, upsampler=BILINEAR)
-    out = neck([feats], guidance)[0][0]
+def test_nothing_shifts_towards_the_edges(grid, stride):
+    """What a head resizes to the image holds each pixel's own coordinates."""
+    image = (97, 131)
+    neck = FeatUpNeck(2, upsampler=BILINEAR, strides=stride)
+    out = neck([ramp(stride, grid)], torch.zeros(1, 3, *image))[0]
     step = stride / 4
-    assert out.shape[1] == -(-image[0] // step)
-    assert out.shape[2] == -(-image[1] // step)
-    y = (torch.arange(out.shape[1]) + 0.5) * step
-    x = (torch.arange(out.shape[2]) + 0.5) * step
-    inside_y = (y > stride / 2) & (y < (grid[0] - 0.5) * stride)
-    inside_x = (x > stride / 2) & (x < (grid[1] - 0.5) * stride)
-    wanted = y[inside_y, None].expand(-1, int(inside_x.sum()))
-    torch.testing.assert_close(out[0][inside_y][:, inside_x], wanted)
-    wanted = x[None, inside_x].expand(int(inside_y.sum()), -1)
-    torch.testing.assert_close(out[1][inside_y][:, inside_x], wanted)
+    assert out.shape[-2:] == tuple(-int(-n // step) for n in image)
+    whole = F.interpolate(out, image, mode='bilinear')[0]
+    y, x = (torch.arange(n) + 0.5 for n in image)
+    # Away from the outermost half cells, where nothing is left to interpolate.
+    inside_y = (y > stride) & (y < min(image[0], grid[0] * stride) - stride)
+    inside_x = (x > stride) & (x < min(image[1], grid[1] * stride) - stride)
+    assert inside_y.sum() > 20
+    assert inside_x.sum() > 20
+    inner = whole[:, inside_y][:, :, inside_x]
+    wanted = torch.stack(
+        torch.meshgrid(y[inside_y], x[inside_x], indexing='ij')
+    )
+    torch.testing.assert_close(inner, wanted, rtol=0, atol=0.01)
+
+
+def test_a_multiple_of_the_stride_is_not_resampled():
+    feats, image = torch.randn(2, 8, 2, 3), torch.randn(2, 3, 64, 96)
+    neck = FeatUpNeck(8, upsampler=JBU).eval()
+    wanted = neck.upsamplers[0](feats, image)
+    assert torch.equal(neck([feats], image)[0], wanted)
 
 
 def test_guidance_keeps_its_place():
@@ -212,11 +198,21 @@ def test_guidance_keeps_its_place():
 
 def test_strides_can_be_given():
     """Where a tiny grid leaves the stride open."""
-    feats, image = torch.randn(1, 8, 2, 2), torch.randn(1, 3, 34, 34)
+    feats, image = torch.randn(1, 8, 2, 2), torch.randn(1, 3, 36, 36)
     inferred = FeatUpNeck(8, upsampler=BILINEAR)([feats], image)[0]
     given = FeatUpNeck(8, upsampler=BILINEAR, strides=32)([feats], image)[0]
-    assert inferred.shape[-2:] == (9, 9)  # 34 px at 16 / 4, a floor
-    assert given.shape[-2:] == (5, 5)  # 34 px at 32 / 4, a ceiling
+    assert inferred.shape[-2:] == (8, 8)  # 36 px at 18 / 4, exactly
+    assert given.shape[-2:] == (5, 5)  # 36 px at 32 / 4
+
+
+def test_strides_are_measured_where_they_are_not_given():
+    backbone = torch.nn.ModuleList([torch.nn.Conv2d(3, 8, 7, 14)])
+    backbone.forward = lambda x: (backbone[0](x), backbone[0](x))
+    neck = FeatUpNeck([8, 8], (0, 1), upsampler=BILINEAR, strides=[None, 15])
+    neck.measure(backbone)
+    assert neck.strides == [14, 15]
+    with pytest.raises(ValueError, match='2 does not exist'):
+        FeatUpNeck(8, levels=(2,), upsampler=BILINEAR).measure(backbone)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +225,10 @@ def test_strides_can_be_given():
             dict(in_channels=8, levels=(0, 1), strides=[8]),
             'strides .* 1 entries for 2 levels',
         ),
+        (dict(in_channels=8, levels='ab'), r'levels .* must be indices'),
+        (dict(in_channels=8, strides=-4), r'strides .* above 0, got -4'),
+        (dict(in_channels=8, strides=0), r'strides .* above 0, got 0'),
+        (dict(in_channels=8, out_channels=0), 'out_channels .* got 0'),
         (
             dict(in_channels=8, reduction=dict(kernel_size=3)),
             'reduction=.* needs out_channels',
@@ -257,9 +257,26 @@ def test_bad_input_is_named():
         neck(maps())
     with pytest.raises(ValueError, match=r'in_channels=8 .* has 6 channels'):
         neck(maps()[:2], IMAGE)
-    with pytest.raises(ValueError, match="out_type='featmap'"):
+    with pytest.raises(ValueError, match=r"\(2, 8\): set out_type='featmap'"):
         neck([torch.zeros(2, 8)], IMAGE)
+    with pytest.raises(ValueError, match='strides .* 64 does not make 4 x 6'):
+        FeatUpNeck(8, upsampler=JBU, strides=64)(
+            [torch.zeros(2, 8, 4, 6)], torch.zeros(2, 3, 64, 96)
+        )
     with pytest.raises(ValueError, match='at least 2 x 2 cells'):
         neck([torch.zeros(1, 8, 1, 1)], torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match='name a map twice'):
         FeatUpNeck(8, levels=(-1, 2), upsampler=JBU)(maps(), IMAGE)
+
+
+def test_bad_values_do_not_reach_the_norms():
+    """Else the statistics would keep them after the error."""
+    reduction = dict(kernel_size=3, padding=1, norm_cfg=dict(type='BN'))
+    neck = FeatUpNeck(8, upsampler=JBU, out_channels=4, reduction=reduction)
+    feats = maps()
+    feats[-1][1, 0, 0, 0] = float('nan')
+    before = copy.deepcopy(neck.state_dict())
+    with pytest.raises(ValueError, match=r'level -1: NaN .*samples \[1\]'):
+        neck.train()(feats, IMAGE)
+    after = neck.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)

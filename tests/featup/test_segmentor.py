@@ -169,12 +169,20 @@ def test_a_vit_without_maps_is_told_the_key(build, backbone):
         losses_of(build(cfg), batch())
 
 
+def test_a_convnext_without_maps_is_told_the_key(build):
+    cfg = config('convnext')
+    del cfg.backbone.gap_before_final_norm
+    with pytest.raises(ValueError, match='gap_before_final_norm=False'):
+        losses_of(build(cfg), batch())
+
+
 def test_features_are_those_of_neck_and_image(build):
     model = build(config()).eval()
     image = torch.randn(1, 3, *SIZE)
     with torch.no_grad():
         feats = model.extract_feat(image)
         wanted = model.neck(model.backbone(image), image)
+    assert model.neck.strides == [32]
     assert feats[0].shape == (1, 16, 13, 17)  # stride 32 / 4
     assert torch.equal(feats[0], wanted[0])
 
@@ -216,6 +224,8 @@ def test_test_time_augmentation(build, in_scope):
     tta = dict(type='SegTTAModel', module=config())
     model = build(ConfigDict(tta)).eval()
     assert isinstance(model, SegTTAModel)
+    # Large enough for several classes to win somewhere.
+    torch.nn.init.normal_(model.module.decode_head.conv_seg.weight)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
 
     def predict(first):

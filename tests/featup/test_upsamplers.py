@@ -117,8 +117,9 @@ def test_half_precision_agrees(dtype):
     assert (out.float() - wanted).abs().max() <= tolerance
 
 
-def test_autocast_agrees():
-    stack = randomised(JBUStack(8, 2))
+@pytest.mark.parametrize('backend', ['reference', 'torch'])
+def test_autocast_agrees(backend):
+    stack = randomised(JBUStack(8, 2, backend=backend))
     feats, image = torch.rand(1, 8, 4, 5), torch.rand(1, 3, 64, 80)
     wanted = stack(feats, image)
     with torch.autocast('cpu', torch.bfloat16):
@@ -163,10 +164,10 @@ def test_bad_values_are_not_spread(upsampler):
     feats, image = torch.zeros(3, 2, 4, 4), torch.zeros(3, 3, 8, 8)
     assert module(feats, image).isfinite().all()
     feats[1, 0, 2, 2] = float('nan')
-    with pytest.raises(ValueError, match=r'features with NaN.*samples \[1\]'):
+    with pytest.raises(ValueError, match=r'features: NaN.*samples \[1\]'):
         module(feats, image)
     image[2, 0, 0, 0] = float('inf')
-    with pytest.raises(ValueError, match=r'guidance with NaN.*samples \[2\]'):
+    with pytest.raises(ValueError, match=r'guidance: NaN.*samples \[2\]'):
         module(feats.nan_to_num(), image)
 
 
@@ -188,3 +189,19 @@ def test_bad_arguments_are_named():
         JBUStack(2, backend='cuda')
     with pytest.raises(ValueError, match=r'in_channels=2 .*\(1, 3, 4, 4\)'):
         JBUStack(2)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize('upsampler', [BilinearUpsampler, JBUStack])
+@pytest.mark.parametrize(
+    'guidance',
+    [
+        None,
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(2, 1, 8, 8),
+    ],
+)
+def test_bad_guidance_is_named(upsampler, guidance):
+    message = r'needs guidance of shape \(2, 3, H, W\), got'
+    with pytest.raises(ValueError, match=message):
+        upsampler(4, 1)(torch.zeros(2, 4, 4, 4), guidance)

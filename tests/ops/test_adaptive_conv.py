@@ -121,3 +121,13 @@ def test_bad_input_is_named():
         adaptive_conv(x[:, :, :8], kernel)
     with pytest.raises(ValueError, match='padded source'):
         local_correlation(torch.zeros(1, 2, 9, 9), torch.zeros(1, 2, 7, 7))
+    with pytest.raises(ValueError, match='query has 2 channels, keys have 5'):
+        local_correlation(torch.zeros(1, 2, 7, 7), torch.zeros(1, 5, 9, 9))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_autocast_leaves_single_precision_alone(backend):
+    x, kernel = torch.rand(1, 2, 12, 12), torch.rand(1, 25, 8, 8)
+    wanted = adaptive_conv(x, kernel, backend)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(adaptive_conv(x, kernel, backend), wanted)

@@ -100,3 +100,15 @@ def test_gradients():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match='must be 6 x 8, twice the map'):
         jbu_upsample(torch.zeros(1, 2, 3, 4), torch.zeros(1, 9, 6, 6))
+    with pytest.raises(ValueError, match='odd K, got 16'):
+        jbu_upsample(torch.zeros(1, 2, 3, 4), torch.zeros(1, 16, 6, 8))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_large_keys_of_half_precision_do_not_overflow(backend):
+    keys = torch.full((1, 32, 6, 6), 50.0, dtype=torch.float16)
+    kernel = joint_bilateral_kernel(
+        keys, torch.tensor(200.0), torch.tensor(1.0), 1, backend
+    )
+    assert kernel.isfinite().all()
+    torch.testing.assert_close(kernel.sum(1), torch.ones(1, 6, 6))

@@ -1,0 +1,72 @@
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmplugins.featup.strides import fits, infer_stride, measure_strides
+
+VIT = dict(
+    type='mmpretrain.VisionTransformer',
+    arch=dict(
+        embed_dims=24, num_layers=1, num_heads=2, feedforward_channels=48
+    ),
+    img_size=98,
+    out_type='featmap',
+)
+# What chains of rounding up, down and both have in common is their product.
+BACKBONES = [
+    (dict(type='mmpretrain.ResNet', depth=18, out_indices=(1, 3)), [8, 32]),
+    (dict(type='mmpretrain.PoolFormer', arch='s12'), [32]),
+    (dict(type='mmpretrain.DenseNet', arch='121'), [32]),
+    ({**VIT, 'patch_size': 14}, [14]),
+    ({**VIT, 'patch_size': 16, 'img_size': 96}, [16]),
+    ({**VIT, 'patch_size': 14, 'out_type': 'cls_token'}, [None]),
+]
+
+
+@pytest.mark.parametrize(('cfg', 'strides'), BACKBONES)
+def test_strides_of_backbones(cfg, strides, in_scope):
+    with in_scope('mmpretrain'):
+        backbone = MODELS.build(cfg)
+    backbone.train()  # some return nothing
+    before = copy.deepcopy(backbone.state_dict())
+    modes = [module.training for module in backbone.modules()]
+    state = torch.get_rng_state()
+    assert measure_strides(backbone) == strides
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in backbone.modules()] == modes
+    after = backbone.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_backbone_of_one_size_is_not_measured():
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    assert measure_strides(linear) is None
+
+
+# image, grid, stride: with padding (up), without (down), both, patches of 14.
+@pytest.mark.parametrize(
+    ('image', 'grid', 'stride'),
+    [
+        ((97, 131), (4, 5), 32),
+        ((97, 131), (3, 4), 32),
+        ((97, 131), (3, 5), 32),
+        ((97, 131), (6, 8), 16),
+        ((97, 131), (6, 9), 14),
+        ((97, 131), (25, 33), 4),
+        ((98, 98), (7, 7), 14),
+        ((224, 224), (16, 16), 14),
+        ((224, 224), (7, 7), 32),
+        ((518, 518), (37, 37), 14),
+        ((1080, 1920), (34, 60), 32),
+    ],
+)
+def test_stride_of_a_grid(image, grid, stride):
+    assert infer_stride(image, grid) == stride
+    assert fits(stride, image, grid)
+
+
+def test_a_grid_without_explanation_is_named():
+    with pytest.raises(ValueError, match='30 x 7 cells .* set strides'):
+        infer_stride((100, 200), (30, 7))
