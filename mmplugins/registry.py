@@ -35,12 +35,13 @@ class HostedRegistry(Registry):
                 prefix ``mmplugins.``.
 
         Returns:
-            type | None: The class, None where there is none.
+            type | None: The class; None for a scope that is not there.
 
         Raises:
             ValueError: If the type adapts a host that is not the default
                 scope.
             ImportError: If that host does not import.
+            KeyError: If there is no such type.
         """
         prefix, name = self.split_scope_key(key)
         if name in ADAPTERS and prefix in (None, self.scope):
@@ -60,7 +61,13 @@ class HostedRegistry(Registry):
                     f"type='mmplugins.{name}' needs {host}, which does not "
                     f'import: {type(error).__name__}: {error}'
                 ) from error
-        return super().get(key)
+        found = super().get(key)
+        if found is None and prefix in (None, self.scope):
+            raise KeyError(
+                f'mmplugins has no {self.name} {name!r}, it has '
+                f'{sorted({*self.module_dict, *ADAPTERS})}'
+            )
+        return found
 
 
 def _child(name: str, parent: Registry) -> HostedRegistry:

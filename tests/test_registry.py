@@ -56,9 +56,11 @@ def test_adapters_build_in_their_host_only(in_scope, name):
             host_registry(scope).build(dict(type=f'mmplugins.{name}'))
 
 
-def test_an_unknown_type_is_the_hosts_error(in_scope):
-    with in_scope('mmseg'), pytest.raises(KeyError, match='NoSuchNeck'):
-        host_registry('mmseg').build(dict(type='mmplugins.NoSuchNeck'))
+@pytest.mark.parametrize('scope', [None, 'mmseg'])
+def test_an_unknown_type_is_told_the_known_ones(in_scope, scope):
+    message = "no model 'FeatupNeck', it has .*'FeatUpNeck'"
+    with in_scope(scope), pytest.raises(KeyError, match=message):
+        host_registry(scope).build(dict(type='mmplugins.FeatupNeck'))
 
 
 def test_registries_are_children_of_the_roots():

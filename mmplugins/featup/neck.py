@@ -105,11 +105,17 @@ class FeatUpNeck(BaseModule):
                 f'strides of FeatUpNeck must be above 0, got {strides}'
             )
         self.frozen = frozen
+        self.num_maps: int | None = None
         self.norms, self.reductions = nn.ModuleList(), nn.ModuleList()
         # mmengine's list, for torch's hides the upsamplers' init_cfg.
         self.upsamplers = ModuleList()
         configs = self._per_level('upsampler', upsampler)
         for channels, cfg in zip(self.in_channels, configs, strict=True):
+            if not isinstance(cfg, dict):
+                raise ValueError(
+                    f'upsampler of FeatUpNeck must be dict(type=...), got '
+                    f'{cfg!r}'
+                )
             width = out_channels or channels
             if cfg.get('in_channels', width) != width:
                 raise ValueError(
@@ -130,7 +136,7 @@ class FeatUpNeck(BaseModule):
             self.upsamplers.requires_grad_(False)
 
     def measure(self, backbone: nn.Module) -> None:
-        """Take the strides that were not given from a backbone.
+        """Take the number of maps, and strides not given, from a backbone.
 
         Args:
             backbone (nn.Module): The backbone that feeds this neck.
@@ -140,7 +146,8 @@ class FeatUpNeck(BaseModule):
         """
         measured = measure_strides(backbone)
         if measured is not None:
-            levels = self._resolve(len(measured))
+            self.num_maps = len(measured)
+            levels = self._resolve(self.num_maps)
             self.strides = [
                 given or measured[level]
                 for given, level in zip(self.strides, levels)
@@ -182,7 +189,7 @@ class FeatUpNeck(BaseModule):
 
     def _per_level(self, key: str, value: object) -> list:
         """One value per level, from one for all or one each."""
-        if isinstance(value, dict) or not isinstance(value, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
             return [value] * len(self.levels)
         if len(value) != len(self.levels):
             raise ValueError(

@@ -225,6 +225,10 @@ def test_strides_are_measured_where_they_are_not_given():
             dict(in_channels=8, levels=(0, 1), strides=[8]),
             'strides .* 1 entries for 2 levels',
         ),
+        (
+            dict(in_channels=8, upsampler='mmplugins.JBUStack'),
+            r"upsampler .* must be dict\(type=...\), got 'mmplugins",
+        ),
         (dict(in_channels=8, levels='ab'), r'levels .* must be indices'),
         (dict(in_channels=8, strides=-4), r'strides .* above 0, got -4'),
         (dict(in_channels=8, strides=0), r'strides .* above 0, got 0'),

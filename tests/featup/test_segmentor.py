@@ -322,6 +322,23 @@ def test_layer_wise_learning_rates_find_the_backbone(build):
     assert {lr for n, lr in guided.items() if n.startswith('neck.')} == {1.0}
 
 
+def test_a_level_that_no_head_reads_is_named(build):
+    cfg = config()
+    cfg.backbone.out_indices = (2, 3)
+    cfg.neck.update(levels=(0,), in_channels=256)
+    cfg.decode_head = head(512)
+    with pytest.raises(ValueError, match=r'no head reads \[0\].*\[1\] of 2'):
+        build(cfg)
+
+
+def test_the_other_class_is_named(build):
+    with pytest.raises(ValueError, match='GuidedCascadeEncoderDecoder'):
+        build(config(num_stages=2))
+    cfg = config(type='mmplugins.GuidedCascadeEncoderDecoder')
+    with pytest.raises(ValueError, match='takes num_stages.*all else'):
+        build(cfg)
+
+
 FPN = dict(type='FPN', in_channels=[512], out_channels=16, num_outs=1)
 
 

@@ -68,7 +68,8 @@ def test_from_nothing_to_a_page(tmp_path):
     for source in sources:
         picture = cv2.imread(str(folder / source))
         assert picture.shape == (256, 384, 3)
-        assert picture.std() > 0
+        # So early a network may still see nothing but background.
+        assert picture.std() > 0 or source.startswith('prediction')
     # The table shows what the two test runs found.
     mean = re.search(r'^mean +(\S+) +(\S+)$', result.stdout, re.MULTILINE)
     for shown, config in zip(mean.groups(), demo.RUNS.values()):
