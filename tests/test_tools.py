@@ -630,8 +630,9 @@ TRAIN_ERRORS = {
 }
 TEST_ERRORS = {
     'gone.pth': 'checkpoint gone.pth does not exist',
-    'here.pth --tta': '--tta needs tta_model and tta_pipeline and test_dataloader in '
-    'the config',
+    'here.pth --tta': (
+        '--tta needs tta_model, tta_pipeline, test_dataloader in the config'
+    ),
     'here.pth --show-dir d': '--show-dir needs visualizer in the config',
     'here.pth --out here.pth': '--out here.pth: here.pth is not a folder',
     'here.pth --metrics .': '--metrics . is a folder, not a file',

@@ -198,7 +198,7 @@ def enable_tta(cfg: Config) -> None:
     keys = ('tta_model', 'tta_pipeline', 'test_dataloader')
     missing = [key for key in keys if not cfg.get(key)]
     if missing:
-        raise ValueError(f'--tta needs {" and ".join(missing)} in the config')
+        raise ValueError(f'--tta needs {", ".join(missing)} in the config')
     hook = _as_dict(cfg.get('default_hooks')).get('visualization')
     if _as_dict(hook).get('type') == 'VisualizationHook' and hook.get(
         'enable'
