@@ -81,7 +81,7 @@ def main() -> None:
     args = parse_args()
     print(
         'Demo: two trainings of a small network, with and without FeatUp; '
-        'about six minutes on two CPU cores.',
+        'about four minutes on two CPU cores.',
         flush=True,
     )
     OUT.mkdir(parents=True, exist_ok=True)
