@@ -17,7 +17,8 @@ from mmengine.registry import DefaultScope, Registry
 
 SYSTEMS = ['mmplugins.featup']
 
-# Adapters: type -> (host that must be the default scope, module).
+# Models that are adapters: type -> (host that must be the default scope,
+# module).
 ADAPTERS = {
     'GuidedEncoderDecoder': ('mmseg', 'mmplugins.featup.segmentor'),
     'GuidedCascadeEncoderDecoder': ('mmseg', 'mmplugins.featup.segmentor'),
@@ -25,7 +26,25 @@ ADAPTERS = {
 
 
 class HostedRegistry(Registry):
-    """Registry that imports an adapter when, and only when, its host runs."""
+    """Registry that imports an adapter when, and only when, its host runs.
+
+    Args:
+        name (str): Name of the registry.
+        parent (Registry): mmengine's root of the same name.
+        adapters (dict, optional): Adapters as in :data:`ADAPTERS`. Defaults
+            to None, none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parent: Registry,
+        adapters: dict[str, tuple[str, str]] | None = None,
+    ) -> None:
+        super().__init__(
+            name, parent=parent, scope='mmplugins', locations=SYSTEMS
+        )
+        self.adapters = adapters or {}
 
     def get(self, key: str) -> type | None:
         """Class registered under a key.
@@ -44,8 +63,8 @@ class HostedRegistry(Registry):
             KeyError: If there is no such type.
         """
         prefix, name = self.split_scope_key(key)
-        if name in ADAPTERS and prefix in (None, self.scope):
-            host, module = ADAPTERS[name]
+        if name in self.adapters and prefix in (None, self.scope):
+            host, module = self.adapters[name]
             instance = DefaultScope.get_current_instance()
             scope = instance.scope_name if instance else None
             if scope != host:
@@ -65,19 +84,13 @@ class HostedRegistry(Registry):
         if found is None and prefix in (None, self.scope):
             raise KeyError(
                 f'mmplugins has no {self.name} {name!r}, it has '
-                f'{sorted({*self.module_dict, *ADAPTERS})}'
+                f'{sorted({*self.module_dict, *self.adapters})}'
             )
         return found
 
 
-def _child(name: str, parent: Registry) -> HostedRegistry:
-    return HostedRegistry(
-        name, parent=parent, scope='mmplugins', locations=SYSTEMS
-    )
-
-
-MODELS = _child('model', MMENGINE_MODELS)
-TRANSFORMS = _child('transform', MMENGINE_TRANSFORMS)
-DATASETS = _child('dataset', MMENGINE_DATASETS)
-METRICS = _child('metric', MMENGINE_METRICS)
-HOOKS = _child('hook', MMENGINE_HOOKS)
+MODELS = HostedRegistry('model', MMENGINE_MODELS, ADAPTERS)
+TRANSFORMS = HostedRegistry('transform', MMENGINE_TRANSFORMS)
+DATASETS = HostedRegistry('dataset', MMENGINE_DATASETS)
+METRICS = HostedRegistry('metric', MMENGINE_METRICS)
+HOOKS = HostedRegistry('hook', MMENGINE_HOOKS)

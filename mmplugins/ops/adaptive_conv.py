@@ -29,8 +29,8 @@ def adaptive_conv(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
     """Weigh the window around each pixel by that pixel's kernel.
 
     ``out[b, c, y, x] = sum_ij kernel[b, i K + j, y, x] * x[b, c, y+i, x+j]``,
-    the operator of FeatUp (arXiv 2403.10516, equation 5). All channels share
-    the kernel. Sums run in float32 at least.
+    the operator of mhamilton723/FeatUp @ 6b5a6c0 (adaptive_conv_cuda). All
+    channels share the kernel. Sums run in float32 at least.
 
     Args:
         x (Tensor): Padded source, (B, C, H + K - 1, W + K - 1).
@@ -54,8 +54,7 @@ def adaptive_conv(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
     _check_source(x, size, kernel.shape[0], height, width)
     if check_backend(backend) == 'reference':
         with torch.autocast(x.device.type, enabled=False):
-            windows = F.unfold(x.to(_sum_dtype(x)), size)
-            windows = windows.view(*x.shape[:2], size**2, height, width)
+            windows = _unfold(x, size)
             out = torch.einsum('bcphw,bphw->bchw', windows, kernel.to(windows))
         return out.to(x.dtype)
     dtype = _sum_dtype(x, kernel)
@@ -90,8 +89,7 @@ def local_correlation(
     _check_source(keys, size, batch, height, width)
     if check_backend(backend) == 'reference':
         with torch.autocast(query.device.type, enabled=False):
-            windows = F.unfold(keys.to(_sum_dtype(keys)), size)
-            windows = windows.view(*query.shape[:2], size**2, height, width)
+            windows = _unfold(keys, size)
             out = torch.einsum('bchw,bcphw->bphw', query.to(windows), windows)
         return out.to(query.dtype)
     dtype = _sum_dtype(query, keys)
@@ -133,6 +131,13 @@ def _sum_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def _unfold(x: Tensor, size: int) -> Tensor:
+    """All windows of a padded source, (B, C, P, H, W)."""
+    height, width = x.shape[-2] - size + 1, x.shape[-1] - size + 1
+    windows = F.unfold(x.to(_sum_dtype(x)), size)  # (B, C P, H W)
+    return windows.view(*x.shape[:2], size**2, height, width)
 
 
 def _windows(x: Tensor, size: int) -> Iterator[Tensor]:

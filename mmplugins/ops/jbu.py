@@ -20,7 +20,7 @@ def joint_bilateral_kernel(
     radius: int,
     backend: str = 'auto',
 ) -> Tensor:
-    """Kernels that follow the guidance (FeatUp, arXiv 2403.10516, eq. 6-7).
+    """Kernels that follow the guidance as in FeatUp (arXiv 2403.10516).
 
     ``k[p] = softmax_p(t <keys_p, keys_centre>) exp(-|d_p|^2 / (2 sigma^2))``,
     divided by its sum over the window, with offsets d in units of the radius.
