@@ -46,6 +46,7 @@ def main() -> None:
     if args.metrics:
         runner.register_hook(SaveMetricsHook(args.metrics))
     runner.test()
+    launch.leave_process_group()
 
 
 if __name__ == '__main__':

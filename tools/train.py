@@ -40,6 +40,7 @@ def main() -> None:
     except (ImportError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     launch.build_runner(cfg).train()
+    launch.leave_process_group()
 
 
 if __name__ == '__main__':
