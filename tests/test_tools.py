@@ -521,6 +521,19 @@ def several(predictions):
 
 
 CPU_LAUNCHER = """
+import atexit
+import os
+import sys
+
+
+@atexit.register
+def leave():
+    # gloo's threads sometimes abort a process whose work is done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if hasattr(sys, 'last_value') else 0)
+
+
 import torch
 # mmengine's launcher asks for a GPU by this call alone.
 torch.cuda.set_device = lambda device: None
