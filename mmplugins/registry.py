@@ -22,6 +22,15 @@ SYSTEMS = ['mmplugins.featup']
 ADAPTERS = {
     'GuidedEncoderDecoder': ('mmseg', 'mmplugins.featup.segmentor'),
     'GuidedCascadeEncoderDecoder': ('mmseg', 'mmplugins.featup.segmentor'),
+    'GuidedSegformerHead': ('mmseg', 'mmplugins.featup.segformer_head'),
+    'GuidedDepthEstimator': ('mmseg', 'mmplugins.featup.depth_estimator'),
+    'LinearDepthHead': ('mmseg', 'mmplugins.featup.depth_estimator'),
+    'GuidedImageClassifier': ('mmpretrain', 'mmplugins.featup.classifier'),
+}
+
+# The same of metrics.
+METRIC_ADAPTERS = {
+    'PerClassIoUMetric': ('mmseg', 'mmplugins.featup.iou_metric'),
 }
 
 
@@ -92,5 +101,5 @@ class HostedRegistry(Registry):
 MODELS = HostedRegistry('model', MMENGINE_MODELS, ADAPTERS)
 TRANSFORMS = HostedRegistry('transform', MMENGINE_TRANSFORMS)
 DATASETS = HostedRegistry('dataset', MMENGINE_DATASETS)
-METRICS = HostedRegistry('metric', MMENGINE_METRICS)
+METRICS = HostedRegistry('metric', MMENGINE_METRICS, METRIC_ADAPTERS)
 HOOKS = HostedRegistry('hook', MMENGINE_HOOKS)

@@ -6,7 +6,8 @@ from pathlib import Path
 import prepare_data
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS, MODELS
 
 from mmplugins.compat import load_config
 
@@ -57,9 +58,10 @@ def test_builds_and_stays_as_it_is(path, in_scope):
     with in_scope(cfg.default_scope):
         first, second = MODELS.build(model), MODELS.build(model)
         for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            dataset = {**cfg[key].dataset, 'lazy_init': True}
-            assert len(DATASETS.build(dataset).pipeline.transforms) > 0
-        assert METRICS.build(cfg.test_evaluator) is not None
+            if key in cfg:
+                dataset = {**cfg[key].dataset, 'lazy_init': True}
+                assert len(DATASETS.build(dataset).pipeline.transforms) > 0
+        assert Evaluator(cfg.test_evaluator).metrics
     assert model == given
     shapes = [
         {k: v.shape for k, v in model.state_dict().items()}
@@ -78,7 +80,7 @@ def test_is_short(path):
 def test_names_no_place_of_one_machine(path):
     text = path.read_text()
     assert "'/" not in text
-    assert '..' not in text.replace("'../", '').replace('/../', '')
+    assert '..' not in text.replace("'../../", '').replace("'../", '')
 
 
 def test_shapes_are_those_of_the_generator():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mmplugins
-from mmplugins.registry import ADAPTERS
+from mmplugins.registry import ADAPTERS, METRIC_ADAPTERS
 
 PACKAGE = Path(mmplugins.__file__).parent
 FILES = sorted(PACKAGE.rglob('*.py'))
@@ -85,7 +85,8 @@ def test_an_outward_import_is_seen(line, tmp_path, monkeypatch):
 @pytest.mark.parametrize('path', FILES, ids=module_name)
 def test_only_adapters_import_a_host(path):
     hosts = {name.split('.')[0] for name in imports(path)} & HOSTS
-    own = {h for h, module in ADAPTERS.values() if module == module_name(path)}
+    adapters = [*ADAPTERS.values(), *METRIC_ADAPTERS.values()]
+    own = {h for h, module in adapters if module == module_name(path)}
     assert hosts <= own, f'{path} imports {hosts}'
 
 

@@ -3,26 +3,48 @@ import sys
 import textwrap
 
 import pytest
-from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine import registry as root
 
 from mmplugins import registry
 
 HOSTS = ('mmseg', 'mmagic', 'mmpretrain')
 # What each host-free type needs to be built.
 HOST_FREE = {
+    'AttentionDownsampler': dict(in_channels=4, kernel_size=4, stride=2),
     'BilinearUpsampler': dict(in_channels=4),
+    'BlurLoss': dict(),
+    'CRFLoss': dict(),
     'ChannelNorm': dict(normalized_shape=4),
+    'FeatUp': dict(
+        backbone=dict(type='mmpretrain.MobileNetV2', widen_factor=0.1),
+        upsampler=dict(type='mmplugins.JBUStack', num_stages=2),
+        downsampler=dict(
+            type='mmplugins.AttentionDownsampler', kernel_size=4, stride=4
+        ),
+        in_channels=1280,
+    ),
     'FeatUpNeck': dict(in_channels=4),
+    'FrozenBackbone': dict(backbone=dict(type='mmpretrain.MobileNetV2')),
+    'ImplicitUpsampler': dict(in_channels=4),
     'JBUStack': dict(in_channels=4),
+    'ScaleShiftInvariantLoss': dict(),
+    'NearestUpsampler': dict(in_channels=4),
+    'SimpleDownsampler': dict(kernel_size=4, stride=2),
+    'TotalVariationLoss': dict(),
+}
+# Which registry has which adapters.
+ADAPTERS = {
+    'MODELS': registry.ADAPTERS,
+    'METRICS': registry.METRIC_ADAPTERS,
 }
 
 
-def host_registry(scope):
-    """The registry that a runner of this host builds its model with."""
+def host_registry(scope, kind='MODELS'):
+    """The registry that a runner of this host builds from."""
     if scope is None:
-        return ROOT_MODELS
-    module = __import__(f'{scope}.registry', fromlist=['MODELS'])
-    return module.MODELS
+        return getattr(root, kind)
+    module = __import__(f'{scope}.registry', fromlist=[kind])
+    return getattr(module, kind)
 
 
 @pytest.mark.parametrize('scope', [None, *HOSTS])
@@ -42,18 +64,21 @@ def test_every_type_is_covered(in_scope):
     assert ours == set(HOST_FREE)
 
 
-@pytest.mark.parametrize('name', list(registry.ADAPTERS))
-def test_adapters_build_in_their_host_only(in_scope, name):
-    host, _ = registry.ADAPTERS[name]
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [(kind, name) for kind in ADAPTERS for name in ADAPTERS[kind]],
+)
+def test_adapters_build_in_their_host_only(in_scope, kind, name):
+    host, _ = ADAPTERS[kind][name]
     with in_scope(host):
-        cls = host_registry(host).get(f'mmplugins.{name}')
+        cls = host_registry(host, kind).get(f'mmplugins.{name}')
         assert cls.__name__ == name
     for scope in {None, *HOSTS} - {host}:
         with (
             in_scope(scope),
             pytest.raises(ValueError, match=f"default_scope = '{host}'"),
         ):
-            host_registry(scope).build(dict(type=f'mmplugins.{name}'))
+            host_registry(scope, kind).build(dict(type=f'mmplugins.{name}'))
 
 
 @pytest.mark.parametrize('scope', [None, 'mmseg'])

@@ -1,11 +1,13 @@
 """Small data sets in the layout of mmseg's ``BaseSegDataset``.
 
-Shapes: image (H, W, 3) uint8 RGB, label (H, W) uint8 class ids 0..C-1.
+Shapes: image (H, W, 3) uint8 RGB, label (H, W) uint8 class ids 0..C-1,
+depth (H, W) uint16 in millimetres, 0 where unknown.
 Coordinates: units of the image HEIGHT, x right and y down from the top
 left corner; the centre of pixel (row i, column j) is at
 x = (j + 0.5) / H, y = (i + 0.5) / H. Angles are radians from x towards y.
 
     python tools/prepare_data.py shapes OUT --num-train 48 --num-val 16
+    python tools/prepare_data.py depth OUT
 """
 
 import argparse
@@ -50,6 +52,12 @@ EXTENTS = {
 }
 SPIKES = 5
 MIN_SIZE = 16
+# The photograph of scikit-image that has a disparity for each of its pixels,
+# and its camera: focal length and offset of the principal points in pixels,
+# baseline in millimetres (text of skimage.data.stereo_motorcycle).
+STEREO_PHOTO, STEREO_DISPARITY = 'motorcycle_left.png', 'motorcycle_disp.npz'
+FOCAL, OFFSET, BASELINE = 994.978, 31.086, 193.001
+SIDES = ('left', 'right')
 
 
 @dataclass(frozen=True)
@@ -345,7 +353,7 @@ def _write_item(root, seed, split, index, size):
     _write_png(root / 'labels' / name, label)
 
 
-def _is_there(out, meta, overwrite):
+def _is_there(out, meta, parts, overwrite):
     """Whether `out` holds the set of `meta`; refuses if it holds another."""
     try:
         if json.loads((out / 'meta.json').read_text()) == meta:
@@ -356,7 +364,7 @@ def _is_there(out, meta, overwrite):
     if held - {'.partial'} and not overwrite:
         raise FileExistsError(
             f'{out} holds something else; pass --overwrite to replace its '
-            'images, labels and meta.json, or name another folder'
+            f'{", ".join(parts)} and meta.json, or name another folder'
         )
     return False
 
@@ -384,25 +392,133 @@ def write_shapes(out, counts, size, seed, overwrite=False):
     _check_size(size)
     meta = {'kind': 'shapes', 'classes': list(CLASSES), 'palette': PALETTE}
     meta |= {'size': list(size), 'seed': seed, 'counts': dict(counts)}
-    out = Path(out)
-    if _is_there(out, meta, overwrite):
+
+    def write(root):
+        for split in SPLITS:
+            for index in range(counts[split]):
+                _write_item(root, seed, split, index, size)
+
+    return _write_set(Path(out), meta, ('images', 'labels'), overwrite, write)
+
+
+def _write_set(out, meta, parts, overwrite, write):
+    """Fills the folders `parts` of `out` by `write(folder)`, all or none."""
+    if _is_there(out, meta, parts, overwrite):
         return False
     new = out / '.partial'
     shutil.rmtree(new, ignore_errors=True)  # of a run that was cut off
     new.mkdir(parents=True)
-    for split in SPLITS:
-        for index in range(counts[split]):
-            _write_item(new, seed, split, index, size)
+    write(new)
     (new / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
     # meta.json goes first and comes last, so that a folder cut off on the
     # way is not taken for a whole set.
     (out / 'meta.json').unlink(missing_ok=True)
-    for part in ('images', 'labels'):
+    for part in parts:
         shutil.rmtree(out / part, ignore_errors=True)
-    for part in ('images', 'labels', 'meta.json'):
+    for part in (*parts, 'meta.json'):
         (new / part).rename(out / part)
     new.rmdir()
     return True
+
+
+@functools.cache
+def stereo_depth():
+    """Depth of the photograph of a motorcycle, from its stereo disparity.
+
+    Returns:
+        (500, 741) uint16 depth in millimetres along the optical axis, 2110 to
+        5017, and 0 at the 7 % of pixels without disparity; not to be written
+        to.
+    """
+    path = importlib.resources.files('skimage') / 'data' / STEREO_DISPARITY
+    with path.open('rb') as file, np.load(file) as arrays:
+        disparity = arrays['arr_0'].astype(np.float64)
+    depth = FOCAL * BASELINE / (disparity + OFFSET)
+    depth[~np.isfinite(disparity)] = 0
+    return np.rint(depth).astype(np.uint16)
+
+
+def depth_windows(split, size, seed=0, count=24, held_out='right'):
+    """Places of a split's crops; the two splits share no pixel.
+
+    The photograph is halved by a vertical line. The training crops lie
+    anywhere in one half and overlap each other, the validation crops tile
+    the other half and do not.
+
+    Args:
+        split: 'train' or 'val'.
+        size: (height, width) in pixels of a crop.
+        seed: Of the places for training, >= 0.
+        count: Number of crops for training, >= 1.
+        held_out: Half for validation, 'left' or 'right'.
+
+    Returns:
+        List of (top, left) in pixels.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+    if held_out not in SIDES:
+        raise ValueError(f'held-out must be one of {SIDES}, got {held_out!r}')
+    height, width = stereo_depth().shape
+    half = width // 2
+    _check_size(size)
+    if size[0] > height or size[1] > half:
+        raise ValueError(
+            f'size (height width) must be at most {height} {half}, got '
+            f'{size[0]} {size[1]}'
+        )
+    on_right = (split == 'val') == (held_out == 'right')
+    start = width - half if on_right else 0
+    if split == 'train':
+        ends = (height - size[0] + 1, half - size[1] + 1)
+        places = np.random.default_rng(seed).integers(0, ends, (count, 2))
+        return [(top, start + left) for top, left in places.tolist()]
+    tops, lefts = _tiles(height, size[0]), _tiles(half, size[1])
+    return [(top, start + left) for top in tops for left in lefts]
+
+
+def _tiles(length, size):
+    """Starts of as many stretches of `size` as fit in `length`, spread."""
+    count = length // size
+    return [((2 * i + 1) * length // count - size) // 2 for i in range(count)]
+
+
+def write_depth(out, size, seed, count, held_out='right', overwrite=False):
+    """Writes ``{images,depth}/{train,val}/*.png`` and, last, meta.json.
+
+    Args:
+        out: Folder, made if missing.
+        size: (height, width) in pixels of a crop.
+        seed: >= 0.
+        count: Number of crops for training, >= 1.
+        held_out: Half for validation, 'left' or 'right'.
+        overwrite: Whether to replace a different set in `out`.
+
+    Returns:
+        True if the set was written, False if it was there already.
+    """
+    if count < 1:
+        raise ValueError(f'num-train must be at least 1, got {count}')
+    if seed < 0:
+        raise ValueError(f'seed must be at least 0, got {seed}')
+    windows = {
+        split: depth_windows(split, size, seed, count, held_out)
+        for split in SPLITS
+    }
+    meta = {'kind': 'depth', 'unit': 'mm', 'size': list(size), 'seed': seed}
+    meta |= {'held_out': held_out}
+    meta |= {'counts': {split: len(windows[split]) for split in SPLITS}}
+    bgr = cv2.cvtColor(_photograph(STEREO_PHOTO), cv2.COLOR_RGB2BGR)
+
+    def write(root):
+        for split in SPLITS:
+            for index, (top, left) in enumerate(windows[split]):
+                box = np.s_[top : top + size[0], left : left + size[1]]
+                name = f'{split}/motorcycle_{index:03d}.png'
+                _write_png(root / 'images' / name, bgr[box])
+                _write_png(root / 'depth' / name, stereo_depth()[box])
+
+    return _write_set(Path(out), meta, ('images', 'depth'), overwrite, write)
 
 
 def _run_shapes(args):
@@ -437,10 +553,56 @@ def _add_shapes(commands):
     add('--overwrite', action='store_true', help='replace another set')
 
 
+def _run_depth(args):
+    size = tuple(args.size)
+    if write_depth(
+        args.out,
+        size,
+        args.seed,
+        args.num_train,
+        args.held_out,
+        args.overwrite,
+    ):
+        tiles = len(depth_windows('val', size, held_out=args.held_out))
+        print(f'{args.out}: wrote {args.num_train} + {tiles} images')
+    else:
+        print(f'{args.out}: holds this set already, nothing to do')
+
+
+def _add_depth(commands):
+    parser = commands.add_parser(
+        'depth',
+        help='crops of a photograph and its depth, one half for training',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(run=_run_depth)
+    add = parser.add_argument
+    add('out', metavar='OUT', help='folder to write')
+    add('--num-train', type=int, default=24, help='training crops')
+    add(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(160, 352),
+        metavar=('HEIGHT', 'WIDTH'),
+        help=f'of the crops in pixels, {MIN_SIZE} {MIN_SIZE} to 500 370',
+    )
+    add('--seed', type=int, default=0, help='at least 0')
+    add(
+        '--held-out',
+        choices=SIDES,
+        default='right',
+        help='half of the photograph for validation',
+    )
+    add('--overwrite', action='store_true', help='replace another set')
+
+
 def main(argv=None):
     """Runs a command line, by default the process's own."""
     parser = argparse.ArgumentParser(description='Prepares small data sets.')
-    _add_shapes(parser.add_subparsers(metavar='COMMAND', required=True))
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    _add_shapes(commands)
+    _add_depth(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

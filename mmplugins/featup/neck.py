@@ -4,12 +4,14 @@ B batch, C channels, h x w grid of cells, H x W image. Cell (i, j) of stride s
 covers the pixels [s i, s (i + 1)) x [s j, s (j + 1)).
 """
 
+import logging
 from collections.abc import Sequence
 from math import ceil
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
@@ -99,6 +101,8 @@ class FeatUpNeck(BaseModule):
         reduction = reduction or dict(kernel_size=1, act_cfg=None)
         self.levels = tuple(levels)
         self.in_channels = self._per_level('in_channels', in_channels)
+        # Of the named levels, as the heads see them.
+        self.out_channels = [out_channels or c for c in self.in_channels]
         self.strides = self._per_level('strides', strides)
         if any(stride is not None and stride <= 0 for stride in self.strides):
             raise ValueError(
@@ -110,13 +114,14 @@ class FeatUpNeck(BaseModule):
         # mmengine's list, for torch's hides the upsamplers' init_cfg.
         self.upsamplers = ModuleList()
         configs = self._per_level('upsampler', upsampler)
-        for channels, cfg in zip(self.in_channels, configs, strict=True):
+        for channels, width, cfg in zip(
+            self.in_channels, self.out_channels, configs, strict=True
+        ):
             if not isinstance(cfg, dict):
                 raise ValueError(
                     f'upsampler of FeatUpNeck must be dict(type=...), got '
                     f'{cfg!r}'
                 )
-            width = out_channels or channels
             if cfg.get('in_channels', width) != width:
                 raise ValueError(
                     f'upsampler in_channels={cfg["in_channels"]} of '
@@ -138,6 +143,8 @@ class FeatUpNeck(BaseModule):
     def measure(self, backbone: nn.Module) -> None:
         """Take the number of maps, and strides not given, from a backbone.
 
+        Warns of cells smaller than a pixel.
+
         Args:
             backbone (nn.Module): The backbone that feeds this neck.
 
@@ -152,6 +159,23 @@ class FeatUpNeck(BaseModule):
                 given or measured[level]
                 for given, level in zip(self.strides, levels)
             ]
+        for level, stride, upsampler in zip(
+            self.levels, self.strides, self.upsamplers
+        ):
+            scale = getattr(upsampler, 'scale', None)
+            if scale is None:
+                scale = 2 ** getattr(upsampler, 'num_stages', 0)
+            # Sixteen times stride 14 is as published.
+            if stride and scale != 'image' and scale >= 2 * stride:
+                print_log(
+                    f'FeatUpNeck: level {level} of stride {stride:g} '
+                    f'upsampled {scale} times has cells of '
+                    f'{stride / scale:g} pixels, at the cost of whole ones '
+                    "and more: set fewer num_stages, or scale='image', in its "
+                    'upsampler',
+                    'current',
+                    logging.WARNING,
+                )
 
     def train(self, mode: bool = True) -> 'FeatUpNeck':
         """Set the mode; frozen upsamplers stay in evaluation mode."""
@@ -161,13 +185,18 @@ class FeatUpNeck(BaseModule):
         return self
 
     def forward(
-        self, feats: Sequence[Tensor], guidance: Tensor | None = None
+        self,
+        feats: Sequence[Tensor],
+        guidance: Tensor | None = None,
+        skip: int | None = None,
     ) -> tuple[Tensor, ...]:
         """Upsample the named levels.
 
         Args:
             feats (Sequence[Tensor]): Maps of the backbone, each (B, C, h, w).
             guidance (Tensor): The backbone's input image, (B, 3, H, W).
+            skip (int, optional): A level to pass as it is, though named.
+                Defaults to None.
 
         Returns:
             tuple[Tensor, ...]: The maps, the named ones upsampled.
@@ -176,16 +205,47 @@ class FeatUpNeck(BaseModule):
             ValueError: If there is no guidance, or a level does not exist or
                 is not a map of ``in_channels`` channels.
         """
-        if guidance is None:
-            raise ValueError(
-                'FeatUpNeck needs the image as guidance, which the host does '
-                "not give a neck: set model type='mmplugins."
-                "GuidedEncoderDecoder' instead of 'EncoderDecoder'"
-            )
         outs = list(feats)
         for index, level in enumerate(self._resolve(len(outs))):
-            outs[level] = self._upsample(index, outs[level], guidance)
+            if skip is None or level != skip % len(outs):
+                outs[level] = self._upsample(index, outs[level], guidance)
         return tuple(outs)
+
+    def linear(
+        self,
+        feats: Sequence[Tensor],
+        guidance: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        level: int = -1,
+    ) -> Tensor:
+        """1x1 convolution of one upsampled level.
+
+        What :meth:`forward` followed by the convolution gives, but convolved
+        before the upsampling where the upsampler allows (``linear`` of the
+        upsamplers): K channels are upsampled instead of C.
+
+        Args:
+            feats (Sequence[Tensor]): Maps of the backbone, each (B, C, h, w).
+            guidance (Tensor): The backbone's input image, (B, 3, H, W).
+            weight (Tensor): Weights, (K, C), or of each sample, (B, K, C).
+            bias (Tensor, optional): Biases, (K,). Defaults to None.
+            level (int): Which output of the backbone. Defaults to -1.
+
+        Returns:
+            Tensor: (B, K, h', w').
+
+        Raises:
+            ValueError: As in :meth:`forward`, or if the level is not named.
+        """
+        named = self._resolve(len(feats))
+        if level % len(feats) not in named:
+            raise ValueError(
+                f'levels of FeatUpNeck: {self.levels} of {len(feats)} maps '
+                f'do not name {level}'
+            )
+        index = named.index(level % len(feats))
+        return self._upsample(index, feats[level], guidance, weight, bias)
 
     def _per_level(self, key: str, value: object) -> list:
         """One value per level, from one for all or one each."""
@@ -215,7 +275,21 @@ class FeatUpNeck(BaseModule):
             )
         return indices
 
-    def _upsample(self, index: int, x: Tensor, guidance: Tensor) -> Tensor:
+    def _upsample(
+        self,
+        index: int,
+        x: Tensor,
+        guidance: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Upsample one map and convolve it by weights, if there are any."""
+        if guidance is None:
+            raise ValueError(
+                'FeatUpNeck needs the image as guidance, which the host does '
+                "not give a neck: set model type='mmplugins."
+                "GuidedEncoderDecoder' instead of 'EncoderDecoder'"
+            )
         self._check(index, x)
         size, grid = guidance.shape[-2:], x.shape[-2:]
         stride = self.strides[index] or infer_stride(size, grid)
@@ -226,9 +300,18 @@ class FeatUpNeck(BaseModule):
             )
         x = self.reductions[index](self.norms[index](x))
         x, guidance = cover(x, guidance, stride)
-        rows = x.shape[-2]
-        x = self.upsamplers[index](x, guidance)
-        return fit(x, stride * rows / x.shape[-2], size)
+        upsampler = self.upsamplers[index]
+        if weight is None:
+            x = upsampler(x, guidance)
+        elif weight.ndim == 2:
+            x = upsampler.linear(x, guidance, weight)
+        else:
+            samples = zip(x.split(1), guidance.split(1), weight)
+            x = torch.cat([upsampler.linear(*each) for each in samples])
+        # Rounded to whole pixels by cover(), hence not the stride's own.
+        steps = [n / k for n, k in zip(guidance.shape[-2:], x.shape[-2:])]
+        x = fit(x, steps, size)
+        return x if bias is None else x + bias.view(-1, 1, 1)
 
     def _check(self, index: int, x: Tensor) -> None:
         """Raise unless a level is a map of the channels it should have."""
@@ -277,7 +360,9 @@ def cover(
     return feats, _extend(guidance, missing)
 
 
-def fit(x: Tensor, step: float, image: Sequence[int]) -> Tensor:
+def fit(
+    x: Tensor, step: float | Sequence[float], image: Sequence[int]
+) -> Tensor:
     """Make cells cover an image exactly, where it is not a multiple of them.
 
     A head takes the map for the whole image: cells that reach beyond it would
@@ -285,17 +370,21 @@ def fit(x: Tensor, step: float, image: Sequence[int]) -> Tensor:
 
     Args:
         x (Tensor): Map that covers the image or more, (B, C, h, w).
-        step (float): Pixels per cell.
+        step (float | Sequence[float]): Pixels per cell, or rows and columns
+            of them.
         image (Sequence[int]): Height and width in pixels.
 
     Returns:
         Tensor: Map (B, C, ceil(H / step), ceil(W / step)) over the image.
     """
-    rows, columns = (ceil(n / step) for n in image)
-    if (rows * step, columns * step) == tuple(image):
+    steps = step if isinstance(step, Sequence) else (step, step)
+    cells = [n / s for n, s in zip(image, steps)]
+    # A third of a pixel times three is not a pixel in floating point.
+    rows, columns = (ceil(n - 1e-6) for n in cells)
+    if max(rows - cells[0], columns - cells[1]) < 1e-6:
         return x[..., :rows, :columns]
     # The image's share of the map, (y, x); both begin at the top left corner.
-    v, u = (n / (step * cells) for n, cells in zip(image, x.shape[-2:]))
+    v, u = (n / whole for n, whole in zip(cells, x.shape[-2:]))
     dtype = torch.promote_types(x.dtype, torch.float32)
     theta = torch.tensor(
         [[u, 0, u - 1], [0, v, v - 1]], dtype=dtype, device=x.device

@@ -1,13 +1,93 @@
-"""Feature maps as pictures: principal components in one shared basis.
+"""Feature maps as pictures: components, heat, kernels, a sheet of them.
 
-C channels, h x w maps of any size. Components are counted from 0 in the order
-of the variance they explain.
+C channels, h x w map of cells, H x W image in pixels. Pictures are RGB in
+[0, 1], (3, h, w). Principal components are counted from 0 in the order of the
+variance they explain; a pixel is (y, x).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
+
+# Of a sheet, in pixels: between the pictures, and of a caption.
+_GAP = 8
+_CAPTION = 24
+
+
+class Panel(NamedTuple):
+    """One picture of a sheet.
+
+    Attributes:
+        caption (str): Line above it, ASCII.
+        image (Tensor): Picture in [0, 1], (3, h, w).
+        point (tuple[float, float], optional): Point (y, x) to mark, as shares
+            of height and width in [0, 1].
+    """
+
+    caption: str
+    image: Tensor
+    point: tuple[float, float] | None = None
+
+
+def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Basis of a map's principal components, as a 1x1 convolution.
+
+    ``weight @ feature + bias`` are the components of a feature; an upsampler
+    that is linear can apply them before it upsamples.
+
+    Args:
+        x (Tensor): Map, (C, h, w).
+        count (int): Number of components K.
+
+    Returns:
+        tuple[Tensor, Tensor]: Orthonormal rows (K, C), zero where nothing
+        varies any more, and biases (K,), both in double precision.
+
+    Raises:
+        ValueError: If the map has fewer channels.
+    """
+    if x.shape[0] < count:
+        raise ValueError(
+            f'components 0 to {count - 1} need maps of one number of channels '
+            f'above that, got [{x.shape[0]}]'
+        )
+    cells = x.flatten(1).T.double()  # (h w, C)
+    mean = cells.mean(0)
+    covariance = (cells - mean).T @ (cells - mean)
+    # eigh counts upwards.
+    values, basis = torch.linalg.eigh(covariance)
+    values, basis = values.flip(0)[:count], basis.flip(1)[:, :count]
+    # A sign of its own, the same on every machine.
+    basis = basis * basis.gather(0, basis.abs().argmax(0)[None]).sign()
+    # A map of few cells spans few directions: the others are noise.
+    basis = basis * (values > 1e-10 * values[0])
+    return basis.T, -(mean @ basis)
+
+
+def component_images(
+    components: Sequence[Tensor], span: Tensor | None = None
+) -> list[Tensor]:
+    """Three components as red, green and blue.
+
+    Args:
+        components (Sequence[Tensor]): Maps of components, each (3, h, w).
+        span (Tensor, optional): Components (3, N) whose first and last
+            percent are the ends of the range of colours. Defaults to None,
+            those of the first map.
+
+    Returns:
+        list[Tensor]: Pictures in [0, 1], each (3, h, w).
+    """
+    span = components[0].flatten(1) if span is None else span
+    low, high = _quantiles(span.double(), 0.01, 0.99)[..., None, None]
+    return [
+        ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).float()
+        for x in components
+    ]
 
 
 def pca_images(maps: Sequence[Tensor], first: int = 0) -> list[Tensor]:
@@ -32,20 +112,158 @@ def pca_images(maps: Sequence[Tensor], first: int = 0) -> list[Tensor]:
             f'components {first} to {first + 2} need maps of one number of '
             f'channels above that, got {sorted(channels)}'
         )
-    cells = maps[0].flatten(1).T.double()  # (h w, C)
-    mean = cells.mean(0)
-    covariance = (cells - mean).T @ (cells - mean)
-    # Eigenvalues come in ascending order.
-    basis = torch.linalg.eigh(covariance)[1].flip(1)[:, first : first + 3]
-    # A sign of its own, the same on every machine.
-    basis = basis * basis.gather(0, basis.abs().argmax(0)[None]).sign()
-    shown = (cells - mean) @ basis  # (h w, 3)
-    low, high = shown.quantile(
-        torch.tensor([0.01, 0.99], dtype=shown.dtype, device=shown.device), 0
+    weight, bias = principal_components(maps[0], first + 3)
+    return component_images(
+        [
+            torch.einsum('kc,chw->khw', weight[first:], x.double())
+            + bias[first:, None, None]
+            for x in maps
+        ]
     )
-    images = []
-    for x in maps:
-        values = (x.flatten(1).T.double() - mean) @ basis
-        values = (values - low) / (high - low).clamp_min(1e-12)
-        images.append(values.clamp(0, 1).T.reshape(3, *x.shape[1:]).float())
-    return images
+
+
+def heat_image(
+    x: Tensor, low: float | None = None, high: float | None = None
+) -> Tensor:
+    """A map of numbers from dark blue over green to yellow.
+
+    Args:
+        x (Tensor): Map, (h, w).
+        low (float, optional): Number shown darkest. Defaults to None, the
+            least.
+        high (float, optional): Number shown brightest. Defaults to None, the
+            greatest.
+
+    Returns:
+        Tensor: Picture in [0, 1], (3, h, w).
+    """
+    x = x.detach().float().cpu()
+    low = float(x.min()) if low is None else low
+    high = float(x.max()) if high is None else high
+    levels = (255 * (x - low) / max(high - low, 1e-12)).clamp(0, 255).round()
+    colours = cv2.applyColorMap(
+        levels.byte().contiguous().numpy(), cv2.COLORMAP_VIRIDIS
+    )
+    return torch.from_numpy(colours[..., ::-1].copy()).movedim(-1, 0) / 255
+
+
+def signed_image(x: Tensor) -> Tensor:
+    """A map of weights: red above zero, white at zero, blue below.
+
+    Args:
+        x (Tensor): Map, (h, w).
+
+    Returns:
+        Tensor: Picture in [0, 1], (3, h, w).
+    """
+    white = torch.ones(3, *x.shape)
+    return _tint(white, x)
+
+
+def kernel_image(image: Tensor, weights: Tensor) -> Tensor:
+    """Weights over the image that they belong to, in red and blue.
+
+    Args:
+        image (Tensor): Image in [0, 1], (3, H, W).
+        weights (Tensor): Weight of each pixel's cell, (H, W).
+
+    Returns:
+        Tensor: Picture in [0, 1], (3, H, W).
+    """
+    grey = image.mean(0, keepdim=True).expand(3, -1, -1).cpu()
+    # Not opaque, so that the image stays visible below.
+    return _tint(0.3 + 0.6 * grey, weights, 0.7)
+
+
+def paint_cells(
+    x: Tensor, area: Sequence[int], size: Sequence[int] | None = None
+) -> Tensor:
+    """Give each pixel the value of the cell that it lies in.
+
+    Args:
+        x (Tensor): Map, (..., h, w).
+        area (Sequence[int]): Height and width in pixels that the cells cover.
+        size (Sequence[int], optional): Height and width of the image, which
+            begins at the same corner and may end before. Defaults to None,
+            the area.
+
+    Returns:
+        Tensor: Map of pixels, (..., H, W).
+    """
+    rows, columns = (
+        ((torch.arange(n, device=x.device) + 0.5) * cells / pixels).long()
+        for n, cells, pixels in zip(size or area, x.shape[-2:], area)
+    )
+    return x[..., rows[:, None], columns]
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Panel | None]], width: int = 1440
+) -> np.ndarray:
+    """Pictures in rows, with a caption above each.
+
+    A row shares the width among its panels; an enlarged picture keeps its
+    cells as they are.
+
+    Args:
+        rows (Sequence[Sequence[Panel | None]]): Panels, None for a blank.
+        width (int): Width of the sheet in pixels. Defaults to 1440.
+
+    Returns:
+        np.ndarray: RGB sheet, (H, W, 3), uint8.
+    """
+    strips = []
+    for row in rows:
+        column = (width - _GAP) // len(row) - _GAP
+        drawn = [panel and _draw(panel, column) for panel in row]
+        height = max(len(x) for x in drawn if x is not None)
+        strip = np.full((height + _GAP, width, 3), 255, np.uint8)
+        for index, picture in enumerate(drawn):
+            if picture is not None:
+                left = _GAP + index * (column + _GAP)
+                strip[: len(picture), left : left + column] = picture
+        strips.append(strip)
+    return np.concatenate(strips)
+
+
+def _draw(panel: Panel, width: int) -> np.ndarray:
+    """A panel with its caption, (H, width, 3)."""
+    pixels = (255 * panel.image.detach().cpu()).round().byte()
+    image = pixels.permute(1, 2, 0).contiguous().numpy()
+    shrinks = image.shape[1] > width
+    image = cv2.resize(
+        image,
+        (width, max(1, round(image.shape[0] * width / image.shape[1]))),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST,
+    )
+    if panel.point is not None:
+        y, x = (int(p * n) for p, n in zip(panel.point, image.shape))
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.drawMarker(
+                image, (x, y), colour, cv2.MARKER_CROSS, 15, thickness
+            )
+    caption = np.full((_CAPTION, width, 3), 255, np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
+    wanted = cv2.getTextSize(panel.caption, font, size, 1)[0][0]
+    size *= min(1, (width - 2) / max(wanted, 1))
+    cv2.putText(
+        caption, panel.caption, (0, 17), font, size, (0, 0, 0), 1, cv2.LINE_AA
+    )
+    return np.concatenate([caption, image])
+
+
+def _tint(ground: Tensor, weights: Tensor, strength: float = 1.0) -> Tensor:
+    """Colour a picture by weights in shares of the greatest."""
+    weights = weights.detach().float().cpu()
+    share = weights / weights.abs().max().clamp_min(1e-12)
+    red, blue = torch.tensor([[0.85, 0.1, 0.1], [0.1, 0.25, 0.85]])
+    colour = torch.where(
+        share[None] > 0, red[:, None, None], blue[:, None, None]
+    )
+    return ground + strength * share.abs() * (colour - ground)
+
+
+def _quantiles(x: Tensor, *shares: float) -> Tensor:
+    """Quantiles of each row, (Q, rows), of as many numbers as torch takes."""
+    step = -(-x.shape[1] // 2**20)
+    return x[:, ::step].quantile(x.new_tensor(shares), 1)

@@ -1,11 +1,17 @@
 """Functions of tensors: torch and mmcv only."""
 
 from .adaptive_conv import adaptive_conv, local_correlation
-from .jbu import jbu_upsample, joint_bilateral_kernel
+from .coordinates import cell_size, max_frequency, pixel_centers, sample_at
+from .jbu import bilateral_resample, jbu_upsample, joint_bilateral_kernel
 
 __all__ = [
     'adaptive_conv',
+    'bilateral_resample',
+    'cell_size',
     'jbu_upsample',
     'joint_bilateral_kernel',
     'local_correlation',
+    'max_frequency',
+    'pixel_centers',
+    'sample_at',
 ]

@@ -71,8 +71,27 @@ def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
         raise ValueError(
             f'kernel needs K * K taps of an odd K, got {kernel.shape[1]}'
         )
-    radius = window // 2
-    x = F.interpolate(x, size, mode='bicubic', align_corners=False)
+    return bilateral_resample(x, kernel, backend)
+
+
+def bilateral_resample(
+    x: Tensor, kernel: Tensor, backend: str = 'auto'
+) -> Tensor:
+    """Bicubic to the kernels' size, reflection, one kernel per pixel.
+
+    Args:
+        x (Tensor): Map, (B, C, h, w).
+        kernel (Tensor): Kernels, (B, K * K, H, W), K odd, of any size.
+        backend (str): As in :func:`mmplugins.ops.adaptive_conv`. Defaults to
+            ``'auto'``.
+
+    Returns:
+        Tensor: Resampled map, (B, C, H, W).
+    """
+    radius = isqrt(kernel.shape[1]) // 2
+    x = F.interpolate(
+        x, kernel.shape[-2:], mode='bicubic', align_corners=False
+    )
     x = F.pad(x, [radius] * 4, mode='reflect')
     return adaptive_conv(x, kernel, backend)
 

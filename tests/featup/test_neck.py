@@ -71,6 +71,58 @@ def test_reduction_may_be_any_convolution():
     torch.testing.assert_close(neck(feats, IMAGE)[-1], wanted)
 
 
+@pytest.mark.parametrize('size', [(64, 96), (61, 90)])
+@pytest.mark.parametrize('upsampler', [JBU, BILINEAR])
+@pytest.mark.parametrize('each', [False, True])
+def test_linear_is_a_convolution_of_what_forward_gives(upsampler, size, each):
+    """By the same weights for all samples, or by weights of each."""
+    neck = FeatUpNeck(
+        [8, 4],
+        levels=(-1, 0),
+        upsampler=upsampler,
+        out_channels=5,
+        norm=dict(type='mmplugins.ChannelNorm'),
+    )
+    neck = neck.double().eval()
+    feats, image = [x.double() for x in maps()], IMAGE.double()
+    image = image[..., : size[0], : size[1]]
+    weight = torch.randn(2, 3, 5).double()[slice(None) if each else 0]
+    bias = torch.randn(3).double()
+    for level in (0, 2, -1):
+        wanted = neck(feats, image)[level]
+        pattern = 'bkc,bchw->bkhw' if each else 'kc,bchw->bkhw'
+        wanted = torch.einsum(pattern, weight, wanted)
+        out = neck.linear(feats, image, weight, bias, level)
+        torch.testing.assert_close(out, wanted + bias.view(-1, 1, 1))
+        out = neck.linear(feats, image, weight, level=level)
+        torch.testing.assert_close(out, wanted)
+    with pytest.raises(ValueError, match=r'\(-1, 0\) of 3 maps do not name 1'):
+        neck.linear(feats, image, weight, bias, 1)
+
+
+def test_half_precision_agrees():
+    """As bfloat16 does: three digits of the largest value."""
+    neck = FeatUpNeck(8, upsampler=JBU, out_channels=5).eval()
+    weight, bias = torch.randn(3, 5), torch.randn(3)
+    feats = maps()
+    with torch.no_grad():
+        wanted = neck.linear(feats, IMAGE, weight, bias)
+        with torch.autocast('cpu', torch.bfloat16):
+            out = neck.linear(feats, IMAGE, weight, bias)
+    tolerance = 0.03 * wanted.abs().max().item()
+    torch.testing.assert_close(out.float(), wanted, rtol=0, atol=tolerance)
+
+
+def test_a_named_level_may_be_skipped():
+    neck = FeatUpNeck([8, 4], levels=(-1, 0), upsampler=JBU).eval()
+    feats = maps()
+    wanted = neck(feats, IMAGE)
+    outs = neck(feats, IMAGE, skip=2)
+    assert outs[1] is feats[1]
+    assert outs[2] is feats[2]
+    assert torch.equal(outs[0], wanted[0])
+
+
 @pytest.mark.parametrize('out_channels', [None, 5])
 def test_every_parameter_gets_a_gradient(out_channels):
     neck = FeatUpNeck(
@@ -175,6 +227,47 @@ def test_nothing_shifts_towards_the_edges(grid, stride):
     torch.testing.assert_close(inner, wanted, rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize('name', ['JBUStack', 'BilinearUpsampler'])
+@pytest.mark.parametrize(
+    ('grid', 'stride'),
+    [((4, 5), 32), ((3, 4), 32), ((6, 9), 14), ((4, 6), 24.9), ((13, 17), 8)],
+)
+def test_a_map_of_the_images_own_size(grid, stride, name):
+    """Whatever the stride, and whether or not the cells cover the image."""
+    image = (97, 131)
+    upsampler = dict(type=f'mmplugins.{name}', num_stages=3, scale='image')
+    neck = FeatUpNeck(2, upsampler=upsampler, strides=stride).eval()
+    with torch.no_grad():
+        out = neck([ramp(stride, grid)], torch.zeros(1, 3, *image))[0]
+    assert out.shape[-2:] == image
+    if name == 'JBUStack':
+        assert out.isfinite().all()
+        return
+    inside = [
+        slice(int(stride), int(min(n, k * stride) - stride))
+        for n, k in zip(image, grid)
+    ]
+    y, x = (torch.arange(n) + 0.5 for n in image)
+    wanted = torch.stack(torch.meshgrid(y, x, indexing='ij'))
+    # A fractional stride is rounded to whole pixels over the image.
+    torch.testing.assert_close(
+        out[0][:, inside[0], inside[1]],
+        wanted[:, inside[0], inside[1]],
+        rtol=0,
+        atol=0.01 if isinstance(stride, int) else 0.5,
+    )
+
+
+def test_any_number_of_cells_covers_the_image():
+    """Ratios that floating point does not hold leave the map as it is."""
+    for scale in range(1, 32):
+        upsampler = dict(type='mmplugins.BilinearUpsampler', scale=scale)
+        neck = FeatUpNeck(1, upsampler=upsampler, strides=32)
+        x, image = torch.rand(1, 1, 3, 7), torch.zeros(1, 3, 96, 224)
+        out = neck([x], image)[0]
+        assert torch.equal(out, neck.upsamplers[0](x, image))
+
+
 def test_a_multiple_of_the_stride_is_not_resampled():
     feats, image = torch.randn(2, 8, 2, 3), torch.randn(2, 3, 64, 96)
     neck = FeatUpNeck(8, upsampler=JBU).eval()
@@ -213,6 +306,31 @@ def test_strides_are_measured_where_they_are_not_given():
     assert neck.strides == [14, 15]
     with pytest.raises(ValueError, match='2 does not exist'):
         FeatUpNeck(8, levels=(2,), upsampler=BILINEAR).measure(backbone)
+
+
+@pytest.mark.parametrize(
+    ('stride', 'upsampler', 'warned'),
+    [
+        (8, dict(num_stages=4), True),
+        (8, dict(num_stages=3), False),
+        (14, dict(num_stages=4), False),  # as FeatUp upsamples DINOv2
+        (8, dict(num_stages=4, scale='image'), False),
+        (8, dict(num_stages=1, scale=24), True),
+    ],
+)
+def test_cells_of_half_a_pixel_are_warned_of(
+    stride, upsampler, warned, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(
+        'mmplugins.featup.neck.print_log', lambda text, *_: said.append(text)
+    )
+    backbone = torch.nn.ModuleList([torch.nn.Conv2d(3, 8, stride, stride)])
+    backbone.forward = lambda x: (backbone[0](x),)
+    upsampler = {'type': 'mmplugins.BilinearUpsampler', **upsampler}
+    FeatUpNeck(8, upsampler=upsampler).measure(backbone)
+    assert len(said) == warned
+    assert all('cells of 0.' in text for text in said)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +385,7 @@ def test_bad_input_is_named():
         FeatUpNeck(8, upsampler=JBU, strides=64)(
             [torch.zeros(2, 8, 4, 6)], torch.zeros(2, 3, 64, 96)
         )
-    with pytest.raises(ValueError, match='at least 2 x 2 cells'):
+    with pytest.raises(ValueError, match='more than 3 x 3 cells'):
         neck([torch.zeros(1, 8, 1, 1)], torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match='name a map twice'):
         FeatUpNeck(8, levels=(-1, 2), upsampler=JBU)(maps(), IMAGE)

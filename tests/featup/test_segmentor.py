@@ -19,6 +19,15 @@ BN = dict(type='BN')
 # mmpretrain backbones, the channels of their last map, and what they need.
 BACKBONES = {
     'resnet': (dict(type='mmpretrain.ResNet', depth=18), 512),
+    'four_levels': (
+        dict(
+            type='mmpretrain.ResNet',
+            depth=18,
+            base_channels=4,
+            out_indices=(0, 1, 2, 3),
+        ),
+        32,
+    ),
     'mobilenet_v2': (
         dict(type='mmpretrain.MobileNetV2', out_indices=(7,)),
         1280,
@@ -346,3 +355,243 @@ FPN = dict(type='FPN', in_channels=[512], out_channels=16, num_outs=1)
 def test_another_neck_is_refused(build, neck):
     with pytest.raises(ValueError, match=r'neck of .*mmplugins\.FeatUpNeck'):
         build(config(neck=neck))
+
+
+# Upsamplers and the sizes of the images they are tried with.
+LINEAR = {
+    'jbu': dict(type='mmplugins.JBUStack', num_stages=2, key_channels=4),
+    'jbu without residuals': dict(
+        type='mmplugins.JBUStack',
+        num_stages=2,
+        key_channels=4,
+        kernel_fixup=False,
+        channel_fixup=False,
+    ),
+    'jbu to the image': dict(
+        type='mmplugins.JBUStack', num_stages=2, key_channels=4, scale='image'
+    ),
+    'bilinear': dict(type='mmplugins.BilinearUpsampler', num_stages=2),
+    'bilinear by three': dict(type='mmplugins.BilinearUpsampler', scale=3),
+}
+
+
+def linear_config(upsampler='jbu', out_channels=None, **changes):
+    """A 1x1 head on the deepest of four levels, another one upsampled too."""
+    width = out_channels or 32
+    cfg = config(
+        'four_levels',
+        neck=dict(
+            type='mmplugins.FeatUpNeck',
+            in_channels=[32, 16],
+            levels=(-1, 2),
+            upsampler=LINEAR[upsampler],
+            norm=dict(type='mmplugins.ChannelNorm'),
+        ),
+        decode_head={**head(width), 'num_convs': 0, 'channels': width},
+        auxiliary_head=[head(width if out_channels else 16, 2), head(8, 1)],
+    )
+    if out_channels:
+        cfg.neck.out_channels = out_channels
+        cfg.neck.reduction = dict(kernel_size=3, padding=1, norm_cfg=BN)
+    cfg.update(changes)
+    return cfg
+
+
+def both_ways(build, cfg):
+    """The same model in double precision, with the head last and first."""
+    usual = build(cfg).double()
+    first = build(ConfigDict(linear_head=True, **cfg)).double()
+    torch.nn.init.normal_(usual.decode_head.conv_seg.bias)
+    first.load_state_dict(usual.state_dict())
+    for model in (usual, first):
+        for module in model.neck.modules():
+            if isinstance(module, torch.nn.Dropout2d):
+                module.p = 0.0
+    return usual, first
+
+
+def assert_same_training(usual, first, size=(67, 97)):
+    """The same losses and the same gradient of every parameter."""
+    image = torch.randn(2, 3, *size, dtype=torch.double)
+    samples = batch(size)['data_samples']
+    results = []
+    for model in (usual, first):
+        torch.manual_seed(0)  # dropout of the head
+        losses = model.train().loss(image, samples)
+        sum(v for k, v in losses.items() if 'loss' in k).backward()
+        results.append(losses)
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(
+            results[1][name], value, rtol=1e-10, atol=1e-12
+        )
+    assert_all_parameters_get_gradients(first)
+    gradients = dict(first.named_parameters())
+    for name, parameter in usual.named_parameters():
+        torch.testing.assert_close(
+            gradients[name].grad, parameter.grad, rtol=1e-7, atol=1e-10
+        )
+    for name, value in usual.named_buffers():  # running means, once a step
+        torch.testing.assert_close(first.get_buffer(name), value)
+
+
+@pytest.mark.parametrize(
+    ('upsampler', 'size', 'out_channels'),
+    [(name, (67, 97), None) for name in LINEAR]
+    + [('jbu', (64, 96), 12), ('bilinear', (97, 65), 12)],
+)
+def test_a_linear_head_may_come_first(build, upsampler, size, out_channels):
+    usual, first = both_ways(build, linear_config(upsampler, out_channels))
+    assert_same_training(usual, first, size)
+    image = torch.randn(2, 3, *size, dtype=torch.double)
+    with torch.no_grad():
+        wanted = usual.eval()(image)
+        out = first.eval()(image)
+        feats = first.extract_feat(image)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-12)
+    assert feats[-1].shape[1] == (out_channels or 32)  # still features
+
+
+def test_dropout_of_a_linear_head_is_the_same(build):
+    """Also behind a residual convolution, which mixes what it dropped."""
+    cfg = linear_config(auxiliary_head=None)
+    cfg.neck.update(frozen=True, levels=(-1,), in_channels=32)
+    cfg.decode_head.dropout_ratio = 0.5
+    usual, first = both_ways(build, cfg)
+    assert_same_training(usual, first)
+    image = torch.randn(2, 3, *SIZE, dtype=torch.double)
+    with torch.no_grad():
+        assert not torch.equal(first(image), first(image))
+
+
+def test_a_level_that_another_head_reads_goes_the_usual_way(build):
+    """And its batch norms see it once."""
+    cfg = linear_config(out_channels=12, auxiliary_head=[head(12, 3)])
+    cfg.neck.update(levels=(-1,), in_channels=32)
+    usual, first = both_ways(build, cfg)
+    assert_same_training(usual, first)
+    assert first.neck.reductions[0].bn.num_batches_tracked == 1
+
+
+def test_a_linear_head_upsamples_its_classes_only(build):
+    cfg = linear_config(auxiliary_head=None)
+    cfg.neck.update(levels=(-1,), in_channels=32)
+    data = batch()
+    for model, width in zip(both_ways(build, cfg), (32, CLASSES)):
+        model.float()
+        seen = []
+        for stage in model.neck.upsamplers[0].stages:
+            stage.register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0].shape[1])
+            )
+        losses_of(model.train(), data)
+        with torch.no_grad():
+            model.eval().test_step(data)
+        assert seen == [width] * 4  # two stages, two calls
+
+
+@pytest.mark.parametrize('mode', ['whole', 'slide', 'flipped'])
+def test_a_linear_head_predicts_the_same(build, mode):
+    test_cfg = dict(mode='whole')
+    if mode == 'slide':
+        test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48))
+    data = batch(count=1)
+    models = [m.float().eval() for m in both_ways(build, linear_config())]
+    results = []
+    for model in models:
+        model.test_cfg = ConfigDict(test_cfg)
+        if mode == 'flipped':
+            tta = build(dict(type='SegTTAModel', module=linear_config()))
+            tta.module = model
+            images, samples = data['inputs'], data['data_samples']
+            flipped = copy.deepcopy(samples)
+            flipped[0].set_metainfo(
+                dict(flip=True, flip_direction='horizontal')
+            )
+            for sample in (samples[0], flipped[0]):
+                sample.set_metainfo(dict(img_path='image.png'))
+            views = dict(
+                inputs=[images, [images[0].flip(-1)]],
+                data_samples=[samples, flipped],
+            )
+            with torch.no_grad():
+                results.append(tta.eval().test_step(views)[0].pred_sem_seg)
+        else:
+            with torch.no_grad():
+                results.append(model.test_step(data)[0].seg_logits)
+    wanted, out = (result.data for result in results)
+    assert out.shape[-2:] == SIZE
+    if mode == 'flipped':
+        assert len(wanted.unique()) > 1
+        assert (out == wanted).float().mean() > 0.999  # all but ties
+    else:
+        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(num_convs=1), "FCNHead {'num_convs': 1,"),
+        (dict(concat_input=True), "'concat_input': True"),
+        (
+            dict(
+                input_transform='resize_concat',
+                in_index=[3, 1],
+                in_channels=[32, 8],
+                channels=40,
+            ),
+            "'input_transform': 'resize_concat'",
+        ),
+        (dict(type='PSPHead'), 'got PSPHead'),
+        (
+            dict(in_index=0, in_channels=4, channels=4),
+            r'in_index=0 is not among levels=\(-1, 2\)',
+        ),
+    ],
+)
+def test_a_head_that_cannot_come_first_is_named(build, changes, message):
+    cfg = linear_config(linear_head=True)
+    cfg.auxiliary_head = [head(16, 2), head(32, 3)]
+    cfg.decode_head.update(changes)
+    if changes.get('type') == 'PSPHead':
+        for key in ('num_convs', 'concat_input'):
+            del cfg.decode_head[key]
+    with pytest.raises(ValueError, match=message):
+        build(cfg)
+
+
+def test_channels_that_do_not_fit_are_named(build):
+    with pytest.raises(
+        ValueError, match=r'decode_head.in_channels is 512 .* makes 16 '
+    ):
+        build(config(decode_head=head(512)))
+    cfg = linear_config(auxiliary_head=[head(16, 2), head(9, 2)])
+    with pytest.raises(ValueError, match=r'auxiliary_head.in_channels is 9 '):
+        build(cfg)
+
+
+def test_a_level_that_deeplab_reads_unnamed(build):
+    """DepthwiseSeparableASPPHead reads the first map for its details."""
+    cfg = config(
+        'four_levels',
+        decode_head=dict(
+            type='DepthwiseSeparableASPPHead',
+            in_channels=32,
+            in_index=3,
+            channels=8,
+            c1_in_channels=4,
+            c1_channels=4,
+            dilations=(1, 2),
+            num_classes=CLASSES,
+            norm_cfg=BN,
+        ),
+    )
+    cfg.neck = dict(
+        type='mmplugins.FeatUpNeck',
+        in_channels=4,
+        levels=(0,),
+        upsampler=LINEAR['jbu'],
+    )
+    losses = losses_of(build(cfg).train(), batch())
+    assert losses['decode.loss_ce'].isfinite()

@@ -174,16 +174,22 @@ def test_bad_values_are_not_spread(upsampler):
 @pytest.mark.parametrize('size', [(1, 4), (4, 1)])
 def test_too_few_cells_are_named(size):
     stack, image = JBUStack(2, 1), torch.zeros(1, 3, 8, 8)
-    with pytest.raises(ValueError, match=f'2 x 2 cells.*got {size[0]} x'):
+    with pytest.raises(ValueError, match=f'got {size[0]} x {size[1]} before'):
         stack(torch.zeros(1, 2, *size), image)
-    with pytest.raises(ValueError, match='at least 3 x 3 cells'):
+    with pytest.raises(
+        ValueError, match='more than 5 x 5 cells after the first'
+    ):
         JBUStack(2, 1, radius=5)(torch.zeros(1, 2, 2, 2), image)
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match='num_stages must be 1 or more'):
+    with pytest.raises(
+        ValueError, match='num_stages of JBUStack must be 1 or more'
+    ):
         JBUStack(2, num_stages=0)
-    with pytest.raises(ValueError, match='radius must be 1 or more'):
+    with pytest.raises(
+        ValueError, match='radius of JBUStack must be 1 or more'
+    ):
         JBUStack(2, radius=0)
     with pytest.raises(ValueError, match='backend must be one of'):
         JBUStack(2, backend='cuda')
@@ -205,3 +211,126 @@ def test_bad_guidance_is_named(upsampler, guidance):
     message = r'needs guidance of shape \(2, 3, H, W\), got'
     with pytest.raises(ValueError, match=message):
         upsampler(4, 1)(torch.zeros(2, 4, 4, 4), guidance)
+
+
+def options():
+    """Every option, alone and together."""
+    yield dict()
+    yield dict(shared=True)
+    yield dict(kernel_fixup=False)
+    yield dict(channel_fixup=False)
+    yield dict(scale=3)
+    yield dict(scale='image')
+    yield dict(
+        radius=2,
+        key_channels=5,
+        shared=True,
+        kernel_fixup=False,
+        channel_fixup=False,
+        scale=6,
+    )
+
+
+@pytest.mark.parametrize('kwargs', options())
+@pytest.mark.parametrize('backend', ['reference', 'torch'])
+def test_linear_is_the_convolution_of_the_features(kwargs, backend):
+    stack = randomised(JBUStack(6, 2, **kwargs, backend=backend)).double()
+    feats = torch.randn(2, 6, 4, 5).double()
+    image = torch.randn(2, 3, 23, 31).double()
+    weight, bias = torch.randn(3, 6).double(), torch.randn(3).double()
+    out = stack.linear(feats, image, weight, bias)
+    wanted = F.conv2d(stack(feats, image), weight[..., None, None], bias)
+    torch.testing.assert_close(out, wanted)
+    without = stack.linear(feats, image, weight)
+    torch.testing.assert_close(without, wanted - bias.view(-1, 1, 1))
+
+
+def test_linear_upsamples_few_channels():
+    seen = []
+    stack = JBUStack(32, 2).eval()
+    for stage in stack.stages:
+        stage.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape))
+    feats, image = torch.randn(1, 32, 4, 4), torch.randn(1, 3, 16, 16)
+    stack.linear(feats, image, torch.randn(2, 32))
+    assert [shape[1] for shape in seen] == [2, 2]
+
+
+def test_bilinear_is_linear_too():
+    module = BilinearUpsampler(6, 2)
+    feats, weight = torch.randn(2, 6, 4, 5), torch.randn(3, 6)
+    image, bias = torch.zeros(2, 3, 9, 9), torch.randn(3)
+    wanted = F.conv2d(module(feats, image), weight[..., None, None], bias)
+    out = module.linear(feats, image, weight, bias)
+    torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('upsampler', [BilinearUpsampler, JBUStack])
+@pytest.mark.parametrize(
+    ('scale', 'size'),
+    [(None, (16, 20)), (1, (4, 5)), (3, (12, 15)), (14, (56, 70)),
+     ('image', (37, 50))],
+)  # fmt: skip
+def test_scale_is_the_size_of_the_result(upsampler, scale, size):
+    module = upsampler(2, 2, scale=scale).eval()
+    feats, image = torch.randn(1, 2, 4, 5), torch.randn(1, 3, 37, 50)
+    assert module(feats, image).shape[-2:] == size
+    # Kernels that are no blur at all leave plain bicubic steps, which keep
+    # a constant.
+    flat = upsampler(2, 2, scale=scale)
+    for stage in getattr(flat, 'stages', ()):
+        stage.fixup_proj = None
+    flat.fixup_proj = None
+    out = flat(torch.ones_like(feats), image)
+    torch.testing.assert_close(out, torch.ones_like(out))
+
+
+def test_an_even_scale_is_that_of_the_doublings():
+    stack = randomised(JBUStack(3, 2))
+    feats, image = torch.randn(1, 3, 4, 5), torch.randn(1, 3, 37, 50)
+    wanted = stack(feats, image)
+    stack.scale = 4
+    assert torch.equal(stack(feats, image), wanted)
+
+
+def test_shared_stages_are_one():
+    stack = JBUStack(4, 3, shared=True, channel_fixup=False)
+    assert len(stack.stages) == 1
+    single = sum(p.numel() for p in JBUStage().parameters())
+    assert sum(p.numel() for p in stack.parameters()) == single == 6233
+    feats, image = torch.randn(1, 4, 3, 3), torch.randn(1, 3, 24, 24)
+    stack.eval()
+    wanted = feats
+    for _ in range(3):
+        wanted = stack.stages[0](wanted, image)
+    torch.testing.assert_close(stack(feats, image), wanted)
+
+
+def test_without_fixups_the_weights_sum_to_one():
+    stack = randomised(JBUStack(2, 3, kernel_fixup=False, channel_fixup=False))
+    out = stack(torch.full((1, 2, 4, 4), 2.5), torch.randn(1, 3, 32, 32))
+    torch.testing.assert_close(out, torch.full_like(out, 2.5))
+    # And they fit features of any number of channels.
+    JBUStack(7, 3, kernel_fixup=False, channel_fixup=False).load_state_dict(
+        stack.state_dict()
+    )
+
+
+@pytest.mark.parametrize('kwargs', options())
+def test_every_option_learns(kwargs):
+    stack = JBUStack(3, 2, **kwargs)
+    out = stack.linear(
+        torch.randn(2, 3, 4, 4), torch.randn(2, 3, 24, 32), torch.randn(2, 3)
+    )
+    (out * torch.randn_like(out)).sum().backward()
+    assert_all_parameters_get_gradients(stack)
+
+
+def test_bad_scales_are_named():
+    for scale in (0, 2.5, 'whole'):
+        with pytest.raises(ValueError, match="scale of JBUStack.*'image'"):
+            JBUStack(2, scale=scale)
+    stack = JBUStack(2, 2, scale='image')
+    with pytest.raises(ValueError, match='at least 8 x 8 pixels, got 8 x 7'):
+        stack(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 8, 7))
+    with pytest.raises(ValueError, match='key_channels of JBUStack'):
+        JBUStack(2, key_channels=0)

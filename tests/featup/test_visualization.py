@@ -1,12 +1,23 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmplugins.featup.visualization import pca_images
+from mmplugins.featup.visualization import (
+    Panel,
+    component_images,
+    contact_sheet,
+    heat_image,
+    kernel_image,
+    paint_cells,
+    pca_images,
+    principal_components,
+    signed_image,
+)
 
 
-@pytest.mark.parametrize('first', [0, 3])
+@pytest.mark.parametrize('first', [0, 3, 5])
 def test_components_are_those_of_the_singular_values(first):
     """Up to sign and range, which an absolute correlation ignores."""
     x = torch.randn(8, 9, 11) * torch.arange(8, 0, -1).view(8, 1, 1)
@@ -41,3 +52,122 @@ def test_bad_input_is_named():
         pca_images([torch.zeros(2, 3, 3)])
     with pytest.raises(ValueError, match=r'got \[3, 4\]'):
         pca_images([torch.zeros(3, 2, 2), torch.zeros(4, 2, 2)])
+
+
+def test_components_are_orthogonal():
+    x = torch.randn(9, 7, 5)
+    weight, bias = principal_components(x, 9)
+    torch.testing.assert_close(weight @ weight.T, torch.eye(9).double())
+    shown = weight @ x.flatten(1).double() + bias[:, None]
+    torch.testing.assert_close(shown.mean(1), torch.zeros(9).double())
+    # Uncorrelated, in falling order of variance.
+    covariance = shown @ shown.T
+    falling = covariance.diag()
+    torch.testing.assert_close(covariance, falling.diag())
+    assert (falling.diff() < 0).all()
+
+
+def test_few_cells_span_few_components():
+    """Two by two cells differ in three directions, the rest is no colour."""
+    weight, _ = principal_components(torch.randn(12, 2, 2), 9)
+    lengths = weight.norm(dim=1)
+    wanted = torch.tensor([1.0] * 3 + [0.0] * 6).double()
+    torch.testing.assert_close(lengths, wanted)
+
+
+def test_colours_span_what_is_asked_for():
+    x = torch.linspace(0, 1, 101).expand(3, 1, 101)
+    span = torch.linspace(-1, 3, 401).expand(3, 401)
+    image = component_images([x], span)[0]
+    low, high = np.percentile(span[0], [1, 99])
+    wanted = ((x - low) / (high - low)).float()
+    torch.testing.assert_close(image, wanted)
+
+
+def test_heat_rises_from_dark_to_bright():
+    image = heat_image(torch.linspace(-2, 5, 70).view(7, 10))
+    assert image.shape == (3, 7, 10)
+    brightness = image.flatten(1).T @ torch.tensor([0.3, 0.6, 0.1])
+    assert (brightness.diff() > -0.01).all()
+    assert brightness[-1] - brightness[0] > 0.5
+    # One range for two maps: the same number has the same colour.
+    low = heat_image(torch.tensor([[0.0, 1.0]]), 0, 2)
+    high = heat_image(torch.tensor([[1.0, 2.0]]), 0, 2)
+    torch.testing.assert_close(low[..., 1], high[..., 0])
+
+
+def test_signs_have_colours():
+    red, white, blue = signed_image(torch.tensor([[2.0, 0.0, -2.0]])).unbind(2)
+    assert red[0] > red[2] + 0.5
+    assert blue[2] > blue[0] + 0.5
+    torch.testing.assert_close(white, torch.ones(3, 1))
+    assert signed_image(torch.zeros(2, 2)).min() == 1
+
+
+def test_a_kernel_leaves_the_rest_of_the_image_grey():
+    image, weights = torch.rand(3, 4, 6), torch.zeros(4, 6)
+    weights[1, 2] = 0.5
+    picture = kernel_image(image, weights)
+    coloured = picture.amax(0) - picture.amin(0) > 1e-6
+    assert coloured.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize('size', [(12, 20), (11, 17), (12, 1)])
+def test_cells_are_painted_where_they_lie(size):
+    """Stride 4, against the division by the stride."""
+    cells = torch.randn(2, 3, 5)
+    painted = paint_cells(cells, (12, 20), size)
+    y, x = torch.meshgrid(*map(torch.arange, size), indexing='ij')
+    torch.testing.assert_close(painted, cells[:, y // 4, x // 4])
+
+
+def test_cells_smaller_than_pixels_are_sampled_at_the_centres():
+    cells = torch.arange(9.0).expand(1, 9)
+    assert paint_cells(cells, (1, 3)).tolist() == [[1, 4, 7]]
+
+
+class TestSheet:
+    def test_a_row_shares_the_width(self):
+        grey = Panel('', torch.full((3, 10, 20), 0.5))
+        sheet = contact_sheet([[grey, None, grey], [grey, grey]], 300)
+        assert sheet.shape[1:] == (300, 3)
+        assert sheet.dtype == np.uint8
+        rows = (sheet == 128).all(2).sum(1)
+        widths = sorted(set(rows.tolist()) - {0})
+        # Two of three columns, then two of two.
+        assert widths == [2 * ((300 - 8) // 3 - 8), 2 * ((300 - 8) // 2 - 8)]
+
+    def test_an_enlarged_picture_keeps_its_cells(self):
+        image = torch.rand(3, 3, 4)
+        sheet = contact_sheet([[Panel('', image)]], 8 + 8 + 80)
+        shown = sheet[24 : 24 + 60, 8 : 8 + 80]
+        wanted = (255 * image).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(
+            shown, wanted.repeat(20, 0).repeat(20, 1)
+        )
+
+    def test_a_picture_of_another_shape_fits(self):
+        tall = Panel('tall', torch.zeros(3, 400, 1))
+        wide = Panel('wide', torch.zeros(3, 1, 4000))
+        assert contact_sheet([[tall, wide]], 64).shape[1] == 64
+
+    def test_a_point_is_marked(self):
+        image = torch.full((3, 100, 100), 0.5)
+        plain, marked = (
+            contact_sheet([[Panel('', image, point)]], 116)
+            for point in (None, (0.25, 0.75))
+        )
+        y, x = np.nonzero((plain != marked).any(2))
+        assert abs(y.mean() - (24 + 25)) < 1
+        assert abs(x.mean() - (8 + 75)) < 1
+
+    def test_a_long_caption_stays_in_its_column(self):
+        image = torch.ones(3, 8, 8)
+        panels = [Panel('a caption that is much too long ' * 4, image), None]
+        sheet = contact_sheet([panels], 400)
+        assert (sheet[:24, :200] < 128).any()
+        assert (sheet[:, 200:] == 255).all()
+
+    def test_opencv_writes_it(self, tmp_path):
+        sheet = contact_sheet([[Panel('a', torch.rand(3, 5, 5))]], 64)
+        assert cv2.imwrite(str(tmp_path / 'a.png'), sheet)

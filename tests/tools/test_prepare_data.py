@@ -11,6 +11,7 @@ import prepare_data
 import pytest
 from prepare_data import CLASSES, PALETTE, Crop, Scene, Shape
 from scipy.ndimage import distance_transform_edt
+from skimage import data
 from skimage.measure import points_in_poly
 
 GRAVEL = Crop('gravel.png', 0.5, 0.5, 0.5)
@@ -558,3 +559,145 @@ def test_4k_is_the_same_scene():
     # 720 x 1280 is a third of it.
     _, small = prepare_data.render(scene, 720, 1280)
     np.testing.assert_array_equal(label[1::3, 1::3], small)
+
+
+def run_depth(out, *options):
+    sizes = ['--num-train', '3', '--size', '160', '180']
+    prepare_data.main(['depth', str(out), *sizes, *options])
+
+
+def test_depth_is_that_of_the_disparity():
+    """The camera's constants are those of skimage's text."""
+    _, _, disparity = data.stereo_motorcycle()
+    depth = prepare_data.stereo_depth()
+    assert depth.dtype == np.uint16
+    known = np.isfinite(disparity)
+    np.testing.assert_array_equal(depth > 0, known)
+    wanted = 193.001 * 994.978 / (disparity[known] + 31.086)
+    assert np.abs(depth[known] - wanted).max() <= 0.5 + 1e-3
+    assert (depth[known].min(), depth.max()) == (2110, 5017)
+    text = data.stereo_motorcycle.__doc__
+    assert all(x in text for x in ('994.978px', '31.086px', '193.001mm'))
+
+
+def test_depth_belongs_to_the_left_photograph():
+    """Moved by their disparity, its pixels are those of the right one."""
+    left, right, _ = data.stereo_motorcycle()
+    name = prepare_data.STEREO_PHOTO
+    np.testing.assert_array_equal(prepare_data._photograph(name), left)
+    depth = prepare_data.stereo_depth().astype(float)
+    rows, columns = np.nonzero(depth)
+    moved = 193.001 * 994.978 / depth[rows, columns] - 31.086
+
+    def difference(image, offset):
+        there = np.rint(columns - offset).astype(int)
+        seen = there >= 0
+        rest = image[rows[seen], there[seen]].astype(int)
+        return np.abs(left[rows[seen], columns[seen]] - rest).mean()
+
+    assert difference(right, moved) < 0.3 * difference(right, moved.mean())
+
+
+def test_depth_crops_are_the_photographs_and_share_no_pixel(tmp_path):
+    run_depth(tmp_path)
+    files = read_tree(tmp_path)
+    assert set(files) == {'meta.json'} | {
+        f'{part}/{split}/motorcycle_{index:03d}.png'
+        for part in ('images', 'depth')
+        for split, count in (('train', 3), ('val', 6))
+        for index in range(count)
+    }
+    photo = prepare_data._photograph(prepare_data.STEREO_PHOTO)[..., ::-1]
+    covered = {}
+    for split in ('train', 'val'):
+        covered[split] = np.zeros(photo.shape[:2], int)
+        for path in sorted((tmp_path / 'images' / split).iterdir()):
+            image = cv2.imread(str(path))
+            scores = cv2.matchTemplate(
+                np.ascontiguousarray(photo), image, cv2.TM_SQDIFF
+            )
+            top, left = np.unravel_index(scores.argmin(), scores.shape)
+            box = np.s_[top : top + 160, left : left + 180]
+            np.testing.assert_array_equal(image, photo[box])
+            depth = cv2.imread(
+                str(tmp_path / 'depth' / split / path.name),
+                cv2.IMREAD_UNCHANGED,
+            )
+            wanted = prepare_data.stereo_depth()[box]
+            np.testing.assert_array_equal(depth, wanted, strict=True)
+            covered[split][box] += 1
+    assert not covered['train'][:, 370:].any()
+    assert not covered['val'][:, :371].any()
+    assert covered['val'].max() == 1  # tiles
+    assert covered['val'].sum() == 6 * 160 * 180
+    meta = json.loads(files['meta.json'])
+    assert meta['counts'] == {'train': 3, 'val': 6}
+    assert (meta['unit'], meta['held_out']) == ('mm', 'right')
+
+
+@pytest.mark.parametrize('size', [(160, 352), (500, 370), (16, 16), (33, 70)])
+@pytest.mark.parametrize('held_out', prepare_data.SIDES)
+def test_depth_windows_stay_in_their_half(size, held_out):
+    taken = np.zeros((500, 741), bool)
+    for split in ('val', 'train'):
+        seen = taken.copy()
+        right = (split == 'val') == (held_out == 'right')
+        half = (371, 741) if right else (0, 370)
+        for top, left in prepare_data.depth_windows(
+            split, size, count=50, held_out=held_out
+        ):
+            box = np.s_[top : top + size[0], left : left + size[1]]
+            assert half[0] <= left <= left + size[1] <= half[1]
+            assert 0 <= top <= top + size[0] <= 500
+            assert not taken[box].any()
+            seen[box] = True
+            if split == 'val':
+                taken |= seen
+    count = len(prepare_data.depth_windows('val', size))
+    assert count == (500 // size[0]) * (370 // size[1])
+
+
+def test_depth_set_is_reproducible_and_guarded(tmp_path, capsys):
+    run_depth(tmp_path / 'a')
+    run_depth(tmp_path / 'b')
+    first = read_tree(tmp_path / 'a')
+    assert read_tree(tmp_path / 'b') == first
+    assert 'wrote 3 + 6' in capsys.readouterr().out
+    run_depth(tmp_path / 'a')
+    assert 'holds this set already' in capsys.readouterr().out
+    for change in (['--seed', '1'], ['--held-out', 'left']):
+        with pytest.raises(SystemExit):
+            run_depth(tmp_path / 'a', *change)
+        assert 'images, depth and meta.json' in capsys.readouterr().err
+        assert read_tree(tmp_path / 'a') == first
+    with pytest.raises(SystemExit):
+        run(tmp_path / 'a')  # shapes
+    run_depth(tmp_path / 'a', '--held-out', 'left', '--overwrite')
+    run_depth(tmp_path / 'c', '--held-out', 'left')
+    assert read_tree(tmp_path / 'a') == read_tree(tmp_path / 'c') != first
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--num-train', '0'], 'num-train must be at least 1, got 0'),
+        (['--seed', '-1'], 'seed must be at least 0, got -1'),
+        (['--size', '501', '64'], 'at most 500 370, got 501 64'),
+        (['--size', '64', '371'], 'at most 500 370, got 64 371'),
+        (['--size', '8', '64'], 'at least 16 16, got 8 64'),
+        (['--held-out', 'top'], "invalid choice: 'top'"),
+    ],
+)
+def test_bad_depth_option_is_named(tmp_path, capsys, options, words):
+    with pytest.raises(SystemExit) as failure:
+        run_depth(tmp_path / 'set', *options)
+    assert failure.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / 'set').exists()
+
+
+def test_bad_arguments_of_depth_windows():
+    with pytest.raises(ValueError, match=r"split must be one of .*'test'"):
+        prepare_data.depth_windows('test', (64, 64))
+    with pytest.raises(ValueError, match=r"held-out must be .*'top'"):
+        prepare_data.depth_windows('val', (64, 64), held_out='top')

@@ -1,0 +1,4 @@
+_base_ = './mobilenet-v2_cam-nearest_imagenet-224x224.py'
+
+# A plain folder of photographs.
+test_dataloader = dict(dataset=dict(data_root='data/bsds200/'))

@@ -1,0 +1,299 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmplugins.apis.featup import FeatUpInferencer, load_all, read_image
+from mmplugins.featup import FeatUp
+from mmplugins.featup.inspection import composed_kernel
+
+CHANNELS = 8
+BACKBONE = dict(
+    type='mmpretrain.ResNet', depth=18, base_channels=4, out_indices=(1,)
+)
+UPSAMPLER = dict(type='mmplugins.JBUStack', num_stages=2)
+CFG = Config(
+    dict(
+        model=dict(
+            type='mmplugins.FeatUp',
+            backbone=BACKBONE,
+            in_channels=CHANNELS,
+            upsampler=UPSAMPLER,
+            downsampler=dict(
+                type='mmplugins.AttentionDownsampler', kernel_size=4, stride=4
+            ),
+            data_preprocessor=dict(
+                type='ImgDataPreprocessor',
+                mean=[128.0] * 3,
+                std=[64.0] * 3,
+                bgr_to_rgb=True,
+            ),
+        )
+    )
+)
+SEGMENTOR = Config(
+    dict(
+        default_scope='mmseg',
+        model=dict(
+            type='mmplugins.GuidedEncoderDecoder',
+            data_preprocessor=dict(
+                type='SegDataPreProcessor',
+                mean=[128.0] * 3,
+                std=[64.0] * 3,
+                bgr_to_rgb=True,
+                size=(64, 64),
+                test_cfg=dict(size_divisor=32),
+            ),
+            backbone=BACKBONE,
+            neck=dict(
+                type='mmplugins.FeatUpNeck',
+                in_channels=CHANNELS,
+                out_channels=6,
+                upsampler=UPSAMPLER,
+            ),
+            decode_head=dict(
+                type='FCNHead',
+                in_channels=6,
+                channels=4,
+                num_convs=1,
+                concat_input=False,
+                num_classes=3,
+            ),
+            test_cfg=dict(mode='whole'),
+        ),
+    )
+)
+
+
+def image(height=45, width=66):
+    """Three flat parts of one colour each."""
+    picture = np.full((height, width, 3), (200, 120, 40), np.uint8)
+    cv2.circle(picture, (width // 2, height // 2), 9, (30, 60, 220), -1)
+    picture[:, -width // 6 :] = 250
+    return picture
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Checkpoints of both, not as they were initialised."""
+    folder = tmp_path_factory.mktemp('weights')
+    torch.manual_seed(3)
+    for name, cfg in (('featup', CFG), ('segmentor', SEGMENTOR)):
+        model = FeatUpInferencer(cfg).model
+        state = {
+            key: value + 0.1 if value.is_floating_point() else value
+            for key, value in model.state_dict().items()
+        }
+        torch.save({'state_dict': state}, folder / f'{name}.pth')
+    return folder
+
+
+class TestInferencer:
+    def test_shows_what_the_checkpoint_holds(self, weights):
+        inferencer = FeatUpInferencer(CFG, str(weights / 'featup.pth'))
+        sheet, inspection = inferencer(image())
+        assert isinstance(inferencer.model, FeatUp)
+        assert not inferencer.model.training
+        state = torch.load(weights / 'featup.pth')['state_dict']
+        loaded = inferencer.model.state_dict()
+        assert all(loaded[key].equal(state[key]) for key in loaded)
+        assert sheet.dtype == np.uint8
+        assert sheet.std() > 10
+        # Cells of eight, then of two pixels.
+        assert inspection.low.shape == (CHANNELS, 6, 9)
+        assert next(inspection.high_chunks(9)).shape == (CHANNELS, 23, 33)
+
+    def test_shows_a_segmentor(self, weights):
+        """Padded to 64 x 96, of which the image is a part."""
+        inferencer = FeatUpInferencer(
+            SEGMENTOR, str(weights / 'segmentor.pth')
+        )
+        _, inspection = inferencer(image(), pixel=(44, 65))
+        assert inspection.area == (64, 96)
+        assert inspection.low.shape == (6, 6, 9)
+        assert inferencer.in_channels == 6
+        kernel = composed_kernel(inspection, (44, 65))
+        y, x = np.unravel_index(kernel.abs().argmax(), kernel.shape)
+        assert abs(y - 44 // 8) <= 1
+        assert abs(x - 65 // 8) <= 1
+
+    def test_grows_with_what_is_asked_for(self, weights):
+        inferencer = FeatUpInferencer(CFG, str(weights / 'featup.pth'))
+        plain = inferencer(image())[0]
+        vector = inferencer(image(), query=np.ones(CHANNELS))[0]
+        pixel = inferencer(image(), pixel=(20, 30))[0]
+        assert len(plain) < len(vector) < len(pixel)
+        for more in (vector, pixel):
+            np.testing.assert_array_equal(more[: len(plain)], plain)
+
+    def test_memory_changes_nothing(self, weights, tmp_path):
+        sheets, maps = [], []
+        for memory in (1e-6, 64):
+            inferencer = FeatUpInferencer(
+                CFG, str(weights / 'featup.pth'), max_memory=memory
+            )
+            sheet, inspection = inferencer(image(), pixel=(20, 30))
+            paths = [tmp_path / f'{memory}_{i}.npy' for i in range(2)]
+            inferencer.save_features(inspection, *paths)
+            sheets.append(sheet)
+            maps.append([np.load(path) for path in paths])
+        assert inspection.chunk(1e-6) == 1
+        # Rounded to 255 levels.
+        assert np.abs(sheets[0].astype(int) - sheets[1]).max() <= 8
+        for one, other in zip(*maps):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_array_equal(maps[1][0], inspection.low)
+        high = inspection.upsampler(inspection.feats, inspection.guidance)
+        np.testing.assert_allclose(
+            maps[1][1], inspection.crop(high[0]), atol=1e-5
+        )
+
+    def test_a_failure_leaves_no_file(self, weights, tmp_path):
+        inferencer = FeatUpInferencer(CFG, str(weights / 'featup.pth'))
+        _, inspection = inferencer(image())
+
+        def broken(*args):
+            yield from [torch.zeros(1, 2, 2)]
+            raise RuntimeError('out of memory')
+
+        inspection.high_chunks = broken
+        with pytest.raises(RuntimeError, match='out of memory'):
+            inferencer.save_features(
+                inspection, tmp_path / 'low.npy', tmp_path / 'high.npy'
+            )
+        assert not list(tmp_path.iterdir())
+
+    def test_large_images_are_reduced(self, weights):
+        inferencer = FeatUpInferencer(CFG, str(weights / 'featup.pth'))
+        _, inspection = inferencer(image(90, 132), (89, 131), max_size=66)
+        assert inspection.size == (45, 66)
+        _, inspection = inferencer(image(), max_size=66)
+        assert inspection.size == (45, 66)
+
+    def test_without_weights_as_the_config_says(self, weights):
+        checkpoint = dict(
+            type='Pretrained', checkpoint=str(weights / 'featup.pth')
+        )
+        cfg = Config(CFG.to_dict())
+        cfg.model.upsampler.init_cfg = dict(**checkpoint, prefix='upsampler')
+        upsampler = FeatUpInferencer(cfg).model.upsampler
+        state = torch.load(weights / 'featup.pth')['state_dict']
+        for key, value in upsampler.state_dict().items():
+            assert value.equal(state[f'upsampler.{key}'])
+
+    @pytest.mark.parametrize(
+        ('kwargs', 'message'),
+        [
+            (dict(pixel=(45, 0)), 'pixel 45 0 .* outside of the .* 45 x 66'),
+            (dict(pixel=(0, -1)), 'pixel 0 -1 .* outside'),
+            (dict(query=np.ones(3)), r'has shape \(8,\), got \(3,\)'),
+        ],
+    )
+    def test_bad_queries_are_named(self, weights, kwargs, message):
+        inferencer = FeatUpInferencer(CFG, str(weights / 'featup.pth'))
+        with pytest.raises(ValueError, match=message):
+            inferencer(image(), **kwargs)
+
+    def test_other_models_are_told_what_they_lack(self):
+        cfg = Config(SEGMENTOR.to_dict())
+        cfg.model.update(type='mmseg.EncoderDecoder', neck=None)
+        cfg.model.decode_head.in_channels = CHANNELS
+        with pytest.raises(ValueError, match='holds no upsampler to look at'):
+            FeatUpInferencer(cfg)
+        with pytest.raises(ValueError, match='has no model'):
+            FeatUpInferencer(Config(dict(train_cfg=None)))
+
+
+class TestCheckpoints:
+    def save(self, path, change):
+        model = FeatUpInferencer(CFG).model
+        torch.save(change(model.state_dict()), path)
+        return model, str(path)
+
+    @pytest.mark.parametrize(
+        ('part', 'message'),
+        [
+            ('upsampler.', 'lacks upsampler.stages.0.range_temp and 21 more'),
+            ('downsampler.', 'lacks downsampler.score and 2 more'),
+            ('backbone.module.layer1.', 'lacks backbone.module.layer1'),
+        ],
+    )
+    def test_missing_parts_are_named(self, tmp_path, part, message):
+        model, path = self.save(
+            tmp_path / 'a.pth',
+            lambda state: {
+                k: v for k, v in state.items() if not k.startswith(part)
+            },
+        )
+        with pytest.raises(ValueError, match=message):
+            load_all(model, path)
+
+    def test_other_shapes_are_named(self, tmp_path):
+        model, path = self.save(
+            tmp_path / 'a.pth',
+            lambda state: {**state, 'scale_net.bias': torch.zeros(2)},
+        )
+        with pytest.raises(ValueError, match='shapes of scale_net.bias$'):
+            load_all(model, path)
+
+    def test_the_backbone_may_be_absent_as_a_whole(self, tmp_path):
+        model, path = self.save(
+            tmp_path / 'a.pth',
+            lambda state: {
+                f'module.{k}': v + 1
+                for k, v in state.items()
+                if not k.startswith('backbone.')
+            },
+        )
+        before = model.scale_net.bias.clone()
+        load_all(model, path)
+        torch.testing.assert_close(model.scale_net.bias, before + 1)
+
+    def test_a_file_of_something_else_is_named(self, tmp_path):
+        model = FeatUpInferencer(CFG).model
+        path = tmp_path / 'a.pth'
+        path.write_text('no checkpoint')
+        with pytest.raises(ValueError, match=r'a\.pth does not read'):
+            load_all(model, str(path))
+
+
+class TestReadImage:
+    @pytest.mark.parametrize('suffix', ['png', 'jpg', 'bmp', 'tif'])
+    def test_grey_becomes_colour(self, tmp_path, suffix):
+        path = str(tmp_path / f'a.{suffix}')
+        cv2.imwrite(path, image()[..., 0])
+        found = read_image(path)
+        assert found.shape == (45, 66, 3)
+        assert (found == found[..., :1]).all()
+
+    def test_transparency_is_left_out(self, tmp_path):
+        path = str(tmp_path / 'a.png')
+        alpha = np.full((45, 66, 1), 128, np.uint8)
+        cv2.imwrite(path, np.concatenate([image(), alpha], 2))
+        np.testing.assert_array_equal(read_image(path), image())
+
+    def test_sixteen_bits_become_eight(self, tmp_path):
+        path = str(tmp_path / 'a.png')
+        cv2.imwrite(path, image().astype(np.uint16) * 256)
+        np.testing.assert_array_equal(read_image(path), image())
+
+    def test_photographs_stand_upright(self, tmp_path):
+        pillow = pytest.importorskip('PIL.Image')
+        path = str(tmp_path / 'a.png')
+        picture = pillow.fromarray(image()[..., ::-1].copy())
+        exif = picture.getexif()
+        exif[0x0112] = 6  # a quarter turn clockwise
+        picture.save(path, exif=exif)
+        wanted = cv2.rotate(image(), cv2.ROTATE_90_CLOCKWISE)
+        np.testing.assert_array_equal(read_image(path), wanted)
+
+    @pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n'])
+    def test_other_files_are_named(self, tmp_path, content):
+        path = tmp_path / 'a.png'
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r'a\.png is not an image'):
+            read_image(str(path))
+        with pytest.raises(ValueError, match=r'b\.png does not exist'):
+            read_image(str(tmp_path / 'b.png'))

@@ -1,0 +1,37 @@
+"""Run one of the systems on images of your own."""
+
+import argparse
+
+import torch
+
+from mmplugins.apis import featup
+
+# Each module has add_arguments(parser) and run(args).
+COMMANDS = {'featup': featup}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, module in COMMANDS.items():
+        line = module.__doc__.partition('\n')[0]
+        module.add_arguments(
+            commands.add_parser(name, help=line, description=line)
+        )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        COMMANDS[args.command].run(args)
+    except torch.cuda.OutOfMemoryError as error:
+        raise SystemExit(
+            'error: out of memory: give a smaller --max-size'
+        ) from error
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+
+if __name__ == '__main__':
+    main()
