@@ -52,7 +52,7 @@ class GuidedDepthEstimator(GuidedMixin, DepthEstimator):
             raise ValueError(
                 "linear_head=True needs decode_head=dict(type='mmplugins."
                 "LinearDepthHead', dropout_ratio=0), got "
-                f'{type(head).__name__} with {head.dropout}'
+                f'{type(head).__name__} with {getattr(head, "dropout", None)}'
             )
         if not isinstance(neck, FeatUpNeck) or self.with_auxiliary_head:
             raise ValueError(

@@ -18,6 +18,7 @@ from mmplugins.registry import HOOKS, MODELS
 from mmplugins.typing import ConfigType, OptConfigType
 
 from .downsamplers import gaussian_blur
+from .grids import check_offset, over_image
 from .implicit import ImplicitUpsampler
 from .losses import gaussian_view_loss, total_variation
 from .strides import infer_stride
@@ -50,6 +51,7 @@ def fit_implicit(
     views_per_step: int = 6,
     samples_per_cell: int = 4,
     stride: int | None = None,
+    offset: int = 0,
     max_pad: int = 30,
     max_zoom: float = 1.8,
     lr: float = 2e-3,
@@ -81,6 +83,9 @@ def fit_implicit(
         stride (int, optional): Pixels per cell. Defaults to None, inferred.
             The image is resampled to the nearest multiple, so that cells
             cover it exactly.
+        offset (int): Pixel where the backbone's first cell begins, 0 or less;
+            :func:`~mmplugins.featup.strides.measure_offset` tells. Defaults
+            to 0.
         max_pad (int): As in :func:`sample_views`. Defaults to 30.
         max_zoom (float): As in :func:`sample_views`. Defaults to 1.8.
         lr (float): Learning rate of NAdam. Defaults to 2e-3.
@@ -120,6 +125,7 @@ def fit_implicit(
             f'{tuple(image.shape)}'
         )
     _check_frozen(backbone)
+    check_offset('fit_implicit', offset, stride)
     # Initial weights and dropout follow the generator too, while torch's own
     # goes on as before.
     seed = int(torch.randint(2**62, (), generator=generator))
@@ -153,6 +159,7 @@ def fit_implicit(
             tv_weight,
             blur_weight,
         ).to(image.device)
+        views = _views_of_cells(views, offset, image.shape[-2:])
         optimizer = torch.optim.NAdam(objective.parameters(), lr=lr)
         losses = []
         for _ in range(steps):
@@ -277,7 +284,6 @@ class PrepareImplicitHook(Hook):
         data = loader.collate_fn([loader.dataset[0]])
         image = model.data_preprocessor(data)['inputs']
         image, feats = model._whole_cells(image, model.extract_feat(image))
-        size = upsampler.output_size(feats, image)
         views = sample_views(
             self.num_views,
             image.shape[-2:],
@@ -286,12 +292,30 @@ class PrepareImplicitHook(Hook):
             generator=torch.Generator().manual_seed(0),
             device=image.device,
         )
-        feats = _features_of_views(image, views, model.extract_feat)
-        kept = upsampler.prepare(feats, image, size)
+        of_views = _features_of_views(image, views, model.extract_feat)
+        kept = 0.0
+
+        def prepare(feats: Tensor, guidance: Tensor) -> Tensor:
+            nonlocal kept
+            size = upsampler.output_size(feats, guidance)
+            kept = upsampler.prepare(of_views, guidance, size)
+            return feats.new_zeros(1, 1, *size)
+
+        # What the upsampler is given in training may reach beyond the image.
+        over_image(
+            prepare, feats, image, model._stride_of(image, feats), model.offset
+        )
         runner.logger.info(
             f'{upsampler.codec.dim} principal components keep {kept:.1%} of '
             'the variance of the features'
         )
+
+
+def _views_of_cells(views: Tensor, offset: int, size: Sequence[int]) -> Tensor:
+    """Views (N, 2, 3) of what the cells cover, which begin at the offset."""
+    steps = views.new_tensor([2 * offset / n for n in reversed(size)])
+    moved = views[..., :2] @ steps  # (N, 2)
+    return torch.cat([views[..., :2], views[..., 2:] + moved[..., None]], -1)
 
 
 def _check_frozen(backbone: Backbone) -> None:

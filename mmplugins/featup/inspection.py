@@ -1,9 +1,9 @@
 """What goes on inside an upsampler for one image, as tensors and as panels.
 
 C channels, h x w cells of features, h' x w' upsampled map, H x W image, which
-lies in the area that the cells cover, at its top left corner. A pixel is
-(y, x). Works on :class:`~mmplugins.featup.model.FeatUp` and on any model with
-a :class:`~mmplugins.featup.neck.FeatUpNeck`.
+lies in the area that the cells cover, ``start`` pixels from its top left
+corner. A pixel is (y, x). Works on :class:`~mmplugins.featup.model.FeatUp` and
+on any model with a :class:`~mmplugins.featup.neck.FeatUpNeck`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,9 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .grids import cover
 from .model import FeatUp
-from .neck import FeatUpNeck, cover
+from .neck import FeatUpNeck
 from .similarity import (
     channel_chunks,
     check_query,
@@ -48,6 +49,7 @@ class Inspection:
         guidance (Tensor): Image over the area of the features, as the
             upsampler gets it.
         size (tuple[int, int]): Height and width of the image in pixels.
+        start (int): Row and column of the area where the image begins.
         uncertainty (Tensor, optional): Deviation s of each cell, (h, w). None
             for a model without.
         saliency (Tensor, optional): Weights (1, C) of the downsampler's
@@ -58,6 +60,7 @@ class Inspection:
     feats: Tensor
     guidance: Tensor
     size: tuple[int, int]
+    start: int = 0
     uncertainty: Tensor | None = None
     saliency: Tensor | None = None
 
@@ -109,10 +112,13 @@ class Inspection:
     def crop(self, x: Tensor) -> Tensor:
         """Leave the cells that the image touches."""
         rows, columns = (
-            ceil(cells * n / total)
+            slice(
+                int(cells * self.start / total),
+                ceil(cells * (self.start + n) / total),
+            )
             for cells, n, total in zip(x.shape[-2:], self.size, self.area)
         )
-        return x[..., :rows, :columns]
+        return x[..., rows, columns]
 
     def paint(self, x: Tensor) -> Tensor:
         """Give each pixel the value of its cell.
@@ -123,7 +129,7 @@ class Inspection:
         Returns:
             Tensor: Map of pixels, (..., H, W).
         """
-        return paint_cells(x, self.area, self.size)
+        return paint_cells(x, self.area, self.size, self.start)
 
     def cell(
         self, pixel: tuple[int, int], grid: Sequence[int]
@@ -135,7 +141,7 @@ class Inspection:
             grid (Sequence[int]): Rows and columns of cells over the area.
         """
         return tuple(
-            int((p + 0.5) * cells / total)
+            int((p + self.start + 0.5) * cells / total)
             for p, cells, total in zip(pixel, grid, self.area)
         )
 
@@ -167,18 +173,20 @@ def inspect_image(model: nn.Module, image: Tensor) -> Inspection:
     more = {}
     if neck is None:
         upsampler, stride = model.upsampler, model.stride
-        feats = model.extract_feat(inputs)
-        if model.scale_net is not None:
-            more['uncertainty'] = model.uncertainty(feats)[0, 0]
+        feats, start = model.extract_feat(inputs), -model.offset
         more['saliency'] = model.downsampler.saliency_weight()
     else:
         upsampler, stride = neck.upsamplers[-1], neck.strides[-1]
+        start = -neck.offsets[-1]
         feats = model.backbone(inputs)[neck.levels[-1]]
         feats = neck.reductions[-1](neck.norms[-1](feats))
     stride = stride or infer_stride(inputs.shape[-2:], feats.shape[-2:])
-    feats, guidance = cover(feats, inputs, stride)
+    guidance = F.pad(inputs, (start, 0, start, 0), mode='replicate')
+    feats, guidance = cover(feats, guidance, stride)
+    if neck is None and model.scale_net is not None:
+        more['uncertainty'] = model.uncertainty(feats)[0, 0]
     size = tuple(image.shape[-2:])
-    return Inspection(upsampler, feats, guidance, size, **more)
+    return Inspection(upsampler, feats, guidance, size, start, **more)
 
 
 def find_neck(model: nn.Module) -> FeatUpNeck:

@@ -4,7 +4,8 @@ B batch, C channels, K projected channels, V views, H x W image, h x w cells
 of the backbone, H' x W' fine map. Maps cover the image from edge to edge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ from mmplugins.typing import (
 
 from .backbone import FrozenBackbone
 from .downsamplers import BaseDownsampler
+from .grids import check_offset, over_image
 from .losses import gaussian_view_loss
-from .neck import cover, fit
 from .strides import infer_stride, measure_strides
 from .views import apply_views, sample_views
 
@@ -67,6 +68,9 @@ class FeatUp(BaseModel):
             ``dict(type='mmplugins.TotalVariationLoss')``. Defaults to ().
         stride (int, optional): Pixels per cell of the backbone. Defaults to
             None, measured.
+        offset (int): Pixel where the backbone's first cell begins, 0 or less;
+            :func:`~mmplugins.featup.strides.measure_offset` tells. Defaults
+            to 0.
         data_preprocessor (dict, optional): Normalises the images. Defaults to
             None.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
@@ -90,6 +94,7 @@ class FeatUp(BaseModel):
         magnitude_weight: float = 0.0,
         priors: Sequence[ConfigType] = (),
         stride: int | None = None,
+        offset: int = 0,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
@@ -136,6 +141,7 @@ class FeatUp(BaseModel):
             measured = measure_strides(self.backbone)
             stride = measured[level] if measured else None
         self.stride = stride
+        self.offset = check_offset('FeatUp', offset, stride)
 
     def train(self, mode: bool = True) -> 'FeatUp':
         """Set the mode; the normalisation stays as it is."""
@@ -209,11 +215,7 @@ class FeatUp(BaseModel):
         """
         if feats is None:
             feats = self.extract_feat(inputs)
-        stride = self._stride_of(inputs, feats)
-        feats, guidance = cover(feats, inputs, stride)
-        out = self.upsampler(feats, guidance)
-        step = stride * feats.shape[-2] / out.shape[-2]
-        return fit(out, step, inputs.shape[-2:])
+        return self._over(self.upsampler, inputs, feats)
 
     def uncertainty(self, feats: Tensor) -> Tensor:
         """Deviation s of each cell, (B, 1, h, w), 1e-4 at least.
@@ -280,6 +282,15 @@ class FeatUp(BaseModel):
             sample.set_field(errors, 'view_errors')
         return samples
 
+    def _over(
+        self,
+        upsample: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        feats: Tensor,
+    ) -> Tensor:
+        stride = self._stride_of(inputs, feats)
+        return over_image(upsample, feats, inputs, stride, self.offset)
+
     def _stride_of(self, inputs: Tensor, feats: Tensor) -> float:
         return self.stride or infer_stride(inputs.shape[-2:], feats.shape[-2:])
 
@@ -313,10 +324,12 @@ class FeatUp(BaseModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Fine features, projected or not, and the downsampler's saliency."""
         if projection is None:
-            high = self.upsampler(feats, inputs)
+            high = self._over(self.upsampler, inputs, feats)
             return high, self.downsampler.saliency(high)
-        weight = self._with_saliency(projection)
-        return self._split(self.upsampler.linear(feats, inputs, weight))
+        upsample = partial(
+            self.upsampler.linear, weight=self._with_saliency(projection)
+        )
+        return self._split(self._over(upsample, inputs, feats))
 
     def _with_saliency(self, projection: Tensor) -> Tensor:
         """Projections and the weights of the saliency, (K or K + 1, C)."""
@@ -345,7 +358,7 @@ class FeatUp(BaseModel):
         )
         target = self.extract_feat(apply_views(inputs, theta))
         scale = self.uncertainty(target)
-        pred = self._shrink(high, saliency, theta, target.shape[-2:])
+        pred = self._shrink(high, saliency, theta, inputs, target.shape[-2:])
         terms = {}
         if self.magnitude_weight:
             pred, length = pred[:, :-1], pred[:, -1]
@@ -362,26 +375,45 @@ class FeatUp(BaseModel):
         high: Tensor,
         saliency: Tensor | None,
         theta: Tensor,
+        inputs: Tensor,
         size: Sequence[int],
     ) -> Tensor:
         """Features of a view as the fine map predicts them."""
+        theta = self._of_cells(theta, inputs)
         high = apply_views(high, theta)
         if saliency is not None:
             saliency = apply_views(saliency, theta)
         return self.downsampler.pool(high, saliency, size)
+
+    def _interpolate(
+        self, feats: Tensor, guidance: Tensor, mode: str
+    ) -> Tensor:
+        """As the upsampler, by interpolation."""
+        size = self.upsampler.output_size(feats, guidance)
+        return F.interpolate(feats, size, mode=mode)
+
+    def _of_cells(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """Maps of the views' cells, which begin at the offset."""
+        if not self.offset:
+            return theta
+        height, width = inputs.shape[-2:]
+        steps = torch.tensor([2 / width, 2 / height]) * self.offset
+        moved = theta[..., :2] @ steps.to(theta)  # (N, 2)
+        return torch.cat(
+            [theta[..., :2], theta[..., 2:] + moved[..., None]], -1
+        )
 
     def _errors_of_views(self, image: Tensor) -> dict[str, float]:
         image, feats = self._whole_cells(image, self.extract_feat(image))
         generator = torch.Generator().manual_seed(0)
         projection = self._draw_projection(_CHECKED, generator)
         weight = self._with_saliency(projection)
-        high = self.upsampler.linear(feats, image, weight)
         low = F.conv2d(feats, weight[..., None, None])
-        maps = dict(
-            upsampler=high,
-            bilinear=F.interpolate(low, high.shape[-2:], mode='bilinear'),
-            nearest=F.interpolate(low, high.shape[-2:], mode='nearest'),
-        )
+        linear = partial(self.upsampler.linear, weight=weight)
+        maps = dict(upsampler=self._over(linear, image, feats))
+        for mode in ('bilinear', 'nearest'):
+            interpolate = partial(self._interpolate, mode=mode)
+            maps[mode] = self._over(interpolate, image, low)
         errors = dict.fromkeys(
             ['variance', *maps, *(f'{name}_mean' for name in maps)], 0.0
         )
@@ -393,13 +425,14 @@ class FeatUp(BaseModel):
                 generator=generator,
                 device=image.device,
             )
+            cells = self._of_cells(theta, image)
             target = self.extract_feat(apply_views(image, theta))
             target = F.conv2d(target, projection[..., None, None])
             size = target.shape[-2:]
             spread = target - target.mean((-2, -1), keepdim=True)
             errors['variance'] += spread.square().mean().item()
             for name, fine in maps.items():
-                fine, saliency = self._split(apply_views(fine, theta))
+                fine, saliency = self._split(apply_views(fine, cells))
                 learned = self.downsampler.pool(fine, saliency, size)
                 mean = F.adaptive_avg_pool2d(fine, size)
                 errors[name] += F.mse_loss(learned, target).item()

@@ -6,10 +6,8 @@ covers the pixels [s i, s (i + 1)) x [s j, s (j + 1)).
 
 import logging
 from collections.abc import Sequence
-from math import ceil
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from mmplugins.registry import MODELS
 from mmplugins.typing import MultiConfig, OptConfigType, OptMultiConfig
 
+from .grids import check_offset, over_image
 from .strides import fits, infer_stride, measure_strides
 from .upsamplers import check_finite
 
@@ -66,6 +65,9 @@ class FeatUpNeck(BaseModule):
             convolution, such as ``dict(kernel_size=3, padding=1,
             norm_cfg=dict(type='BN'))``. Defaults to None: 1x1 without
             normalisation and activation.
+        offsets (int | Sequence[int]): Pixel where the first cell begins, 0 or
+            less, of the named levels; :func:`~mmplugins.featup.strides.
+            measure_offset` tells. Defaults to 0.
 
     Raises:
         ValueError: If the arguments do not fit each other.
@@ -82,6 +84,7 @@ class FeatUpNeck(BaseModule):
         init_cfg: OptMultiConfig = None,
         strides: int | Sequence[int] | None = None,
         reduction: OptConfigType = None,
+        offsets: int | Sequence[int] = 0,
     ) -> None:
         super().__init__(init_cfg)
         if isinstance(levels, (int, str)) or not levels:
@@ -108,6 +111,12 @@ class FeatUpNeck(BaseModule):
             raise ValueError(
                 f'strides of FeatUpNeck must be above 0, got {strides}'
             )
+        self.offsets = [
+            check_offset('FeatUpNeck', offset, stride)
+            for offset, stride in zip(
+                self._per_level('offsets', offsets), self.strides
+            )
+        ]
         self.frozen = frozen
         self.num_maps: int | None = None
         self.norms, self.reductions = nn.ModuleList(), nn.ModuleList()
@@ -299,18 +308,17 @@ class FeatUpNeck(BaseModule):
                 f'{grid[0]} x {grid[1]} cells of {size[0]} x {size[1]} pixels'
             )
         x = self.reductions[index](self.norms[index](x))
-        x, guidance = cover(x, guidance, stride)
         upsampler = self.upsamplers[index]
-        if weight is None:
-            x = upsampler(x, guidance)
-        elif weight.ndim == 2:
-            x = upsampler.linear(x, guidance, weight)
-        else:
+
+        def upsample(x: Tensor, guidance: Tensor) -> Tensor:
+            if weight is None:
+                return upsampler(x, guidance)
+            if weight.ndim == 2:
+                return upsampler.linear(x, guidance, weight)
             samples = zip(x.split(1), guidance.split(1), weight)
-            x = torch.cat([upsampler.linear(*each) for each in samples])
-        # Rounded to whole pixels by cover(), hence not the stride's own.
-        steps = [n / k for n, k in zip(guidance.shape[-2:], x.shape[-2:])]
-        x = fit(x, steps, size)
+            return torch.cat([upsampler.linear(*each) for each in samples])
+
+        x = over_image(upsample, x, guidance, stride, self.offsets[index])
         return x if bias is None else x + bias.view(-1, 1, 1)
 
     def _check(self, index: int, x: Tensor) -> None:
@@ -330,79 +338,3 @@ class FeatUpNeck(BaseModule):
             )
         # Before a norm or a convolution spreads it.
         check_finite(f'FeatUpNeck level {level}', x)
-
-
-def cover(
-    feats: Tensor, guidance: Tensor, stride: float
-) -> tuple[Tensor, Tensor]:
-    """Make features and guidance cover the same area, the image at least.
-
-    Both are continued at the bottom and at the right by their last values.
-
-    Args:
-        feats (Tensor): Map of stride s, (B, C, h, w).
-        guidance (Tensor): Image, (B, 3, H, W).
-        stride (float): Pixels per cell s.
-
-    Returns:
-        tuple[Tensor, Tensor]: Map (B, C, h', w') and image
-        (B, 3, s h', s w') with s h' >= H and s w' >= W.
-    """
-    missing = [
-        max(0, ceil(n / stride) - cells)
-        for n, cells in zip(guidance.shape[-2:], feats.shape[-2:])
-    ]
-    feats = _extend(feats, missing)
-    missing = [
-        max(0, round(stride * cells) - n)
-        for n, cells in zip(guidance.shape[-2:], feats.shape[-2:])
-    ]
-    return feats, _extend(guidance, missing)
-
-
-def fit(
-    x: Tensor, step: float | Sequence[float], image: Sequence[int]
-) -> Tensor:
-    """Make cells cover an image exactly, where it is not a multiple of them.
-
-    A head takes the map for the whole image: cells that reach beyond it would
-    shift everything when the head resizes them to the image.
-
-    Args:
-        x (Tensor): Map that covers the image or more, (B, C, h, w).
-        step (float | Sequence[float]): Pixels per cell, or rows and columns
-            of them.
-        image (Sequence[int]): Height and width in pixels.
-
-    Returns:
-        Tensor: Map (B, C, ceil(H / step), ceil(W / step)) over the image.
-    """
-    steps = step if isinstance(step, Sequence) else (step, step)
-    cells = [n / s for n, s in zip(image, steps)]
-    # A third of a pixel times three is not a pixel in floating point.
-    rows, columns = (ceil(n - 1e-6) for n in cells)
-    if max(rows - cells[0], columns - cells[1]) < 1e-6:
-        return x[..., :rows, :columns]
-    # The image's share of the map, (y, x); both begin at the top left corner.
-    v, u = (n / whole for n, whole in zip(cells, x.shape[-2:]))
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    theta = torch.tensor(
-        [[u, 0, u - 1], [0, v, v - 1]], dtype=dtype, device=x.device
-    )
-    grid = F.affine_grid(
-        theta.expand(len(x), -1, -1),
-        [len(x), 1, rows, columns],
-        align_corners=False,
-    )  # (B, rows, columns, 2)
-    out = F.grid_sample(
-        x.to(dtype), grid, padding_mode='border', align_corners=False
-    )
-    return out.to(x.dtype)
-
-
-def _extend(x: Tensor, missing: Sequence[int]) -> Tensor:
-    """Repeat the last row and column so many times."""
-    rows, columns = missing
-    if not (rows or columns):
-        return x
-    return F.pad(x, (0, columns, 0, rows), mode='replicate')

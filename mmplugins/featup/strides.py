@@ -49,6 +49,60 @@ def measure_strides(backbone: nn.Module) -> list[float | None] | None:
     ]
 
 
+def measure_offset(
+    backbone: nn.Module, images: Tensor, level: int = -1
+) -> float:
+    """Where the first cell of a backbone begins, by what its cells look at.
+
+    A convolution of stride 2 with symmetric padding looks at the pixels about
+    2 i, not about 2 i + 1/2; five of them leave the cells of stride 32 some 16
+    pixels up and left of their places on the grid, and trained weights may add
+    to it. The centre of a cell's gradient by the image, averaged over cells
+    and images, shows it.
+
+    Args:
+        backbone (nn.Module): Backbone with the weights to use.
+        images (Tensor): Normalised images, (B, 3, H, W), of 4 x 4 cells or
+            more; cells at the edges are left out.
+        level (int): Index of the map among the backbone's. Defaults to -1.
+
+    Returns:
+        float: Pixel where the first cell begins, mean of both axes; 0 for
+        cells that look at their own pixels.
+
+    Raises:
+        ValueError: If the map has fewer than 4 x 4 cells.
+    """
+    training = backbone.training
+    backbone.eval()
+    images = images.detach().requires_grad_()
+    try:
+        feats = backbone(images)[level]
+    finally:
+        backbone.train(training)
+    rows, columns = feats.shape[-2:]
+    if min(rows, columns) < 4:
+        raise ValueError(
+            'measure_offset needs images of 4 x 4 cells or more, got '
+            f'{rows} x {columns}'
+        )
+    stride = images.shape[-2] / rows, images.shape[-1] / columns
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(feats.shape[1], generator=generator).to(feats)
+    offsets = []
+    for i in range(rows // 2 - 1, rows // 2 + 1):
+        for j in range(columns // 2 - 1, columns // 2 + 1):
+            seen = torch.einsum('bc,c->', feats[..., i, j], weight)
+            (grad,) = torch.autograd.grad(seen, images, retain_graph=True)
+            grad = grad.square().sum((0, 1))  # (H, W)
+            for axis, cell in ((0, i), (1, j)):
+                share = grad.sum(1 - axis) / grad.sum()
+                pixels = torch.arange(len(share)).to(share)
+                nominal = stride[axis] * (cell + 0.5) - 0.5
+                offsets.append((share @ pixels).item() - nominal)
+    return sum(offsets) / len(offsets)
+
+
 def infer_stride(image: Sequence[int], grid: Sequence[int]) -> float:
     """Pixels per cell of a grid that a backbone made of an image.
 

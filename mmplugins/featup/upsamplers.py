@@ -14,8 +14,12 @@ from torch import Tensor, nn
 
 from mmplugins.ops import bilateral_resample, joint_bilateral_kernel
 from mmplugins.ops.adaptive_conv import check_backend
+from mmplugins.ops.jbu import SIMILARITIES
 from mmplugins.registry import MODELS
 from mmplugins.typing import OptMultiConfig
+
+# First temperature of Gaussian kernels.
+_SHARP = 16.0
 
 
 def check_finite(what: str, x: Tensor) -> None:
@@ -251,6 +255,9 @@ class JBUStage(nn.Module):
         fixup (bool): Learn that residual. Defaults to True.
         backend (str): As in :func:`mmplugins.ops.adaptive_conv`. Defaults to
             ``'auto'``.
+        similarity (str): ``'dot'`` as published, or ``'gaussian'``; see
+            :func:`mmplugins.ops.joint_bilateral_kernel`. Defaults to
+            ``'dot'``.
     """
 
     def __init__(
@@ -260,12 +267,18 @@ class JBUStage(nn.Module):
         guidance_channels: int = 3,
         fixup: bool = True,
         backend: str = 'auto',
+        similarity: str = 'dot',
     ) -> None:
         super().__init__()
         taps = (2 * radius + 1) ** 2
         self.radius = radius
         self.backend = backend
-        self.range_temp = nn.Parameter(torch.tensor(0.0))
+        self.similarity = similarity
+        # Products of keys start near zero, a blur; distances start as a
+        # bilateral filter that tells apart what differs by a third of the
+        # colours' deviation.
+        temperature = _SHARP if similarity == 'gaussian' else 1.0
+        self.range_temp = nn.Parameter(torch.tensor(temperature).log())
         self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
         self.range_proj = nn.Sequential(
             nn.Conv2d(guidance_channels, key_channels, 1),
@@ -297,6 +310,7 @@ class JBUStage(nn.Module):
             self.sigma_spatial,
             self.radius,
             self.backend,
+            self.similarity,
         ).to(guidance.dtype)
         if self.fixup_proj is None:
             return kernel
@@ -353,6 +367,10 @@ class JBUStack(BaseUpsampler):
             sum to one. Defaults to True.
         channel_fixup (bool): Learn the residual convolution; without it the
             weights fit features of any number of channels. Defaults to True.
+        similarity (str): How colours are compared: ``'dot'`` as published, or
+            ``'gaussian'``, which follows edges from the start; see
+            :func:`mmplugins.ops.joint_bilateral_kernel`. Defaults to
+            ``'dot'``.
 
     Raises:
         ValueError: If an argument is not valid.
@@ -371,7 +389,13 @@ class JBUStack(BaseUpsampler):
         shared: bool = False,
         kernel_fixup: bool = True,
         channel_fixup: bool = True,
+        similarity: str = 'dot',
     ) -> None:
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f'similarity of JBUStack must be one of {SIMILARITIES}, got '
+                f'{similarity!r}'
+            )
         for key, value in dict(
             radius=radius, key_channels=key_channels
         ).items():
@@ -386,7 +410,12 @@ class JBUStack(BaseUpsampler):
         self.literal = check_backend(backend) == 'reference'
         self.stages = nn.ModuleList(
             JBUStage(
-                radius, key_channels, guidance_channels, kernel_fixup, backend
+                radius,
+                key_channels,
+                guidance_channels,
+                kernel_fixup,
+                backend,
+                similarity,
             )
             for _ in range(1 if shared else num_stages)
         )

@@ -176,7 +176,10 @@ def kernel_image(image: Tensor, weights: Tensor) -> Tensor:
 
 
 def paint_cells(
-    x: Tensor, area: Sequence[int], size: Sequence[int] | None = None
+    x: Tensor,
+    area: Sequence[int],
+    size: Sequence[int] | None = None,
+    start: int = 0,
 ) -> Tensor:
     """Give each pixel the value of the cell that it lies in.
 
@@ -184,14 +187,17 @@ def paint_cells(
         x (Tensor): Map, (..., h, w).
         area (Sequence[int]): Height and width in pixels that the cells cover.
         size (Sequence[int], optional): Height and width of the image, which
-            begins at the same corner and may end before. Defaults to None,
-            the area.
+            lies in the area. Defaults to None, the area.
+        start (int): Row and column of the area where the image begins.
+            Defaults to 0.
 
     Returns:
         Tensor: Map of pixels, (..., H, W).
     """
     rows, columns = (
-        ((torch.arange(n, device=x.device) + 0.5) * cells / pixels).long()
+        (
+            (torch.arange(n, device=x.device) + start + 0.5) * cells / pixels
+        ).long()
         for n, cells, pixels in zip(size or area, x.shape[-2:], area)
     )
     return x[..., rows[:, None], columns]

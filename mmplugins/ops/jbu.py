@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .adaptive_conv import adaptive_conv, local_correlation
 
+SIMILARITIES = ('dot', 'gaussian')
+
 
 def joint_bilateral_kernel(
     keys: Tensor,
@@ -19,11 +21,15 @@ def joint_bilateral_kernel(
     sigma: Tensor,
     radius: int,
     backend: str = 'auto',
+    similarity: str = 'dot',
 ) -> Tensor:
     """Kernels that follow the guidance as in FeatUp (arXiv 2403.10516).
 
     ``k[p] = softmax_p(t <keys_p, keys_centre>) exp(-|d_p|^2 / (2 sigma^2))``,
     divided by its sum over the window, with offsets d in units of the radius.
+    With ``similarity='gaussian'`` the softmax is of ``-t |keys_p -
+    keys_centre|^2``, the Gaussian of classical joint bilateral upsampling
+    (Kopf et al., SIGGRAPH 2007) in the space of the keys.
     Computed in float32 at least, for a product of keys overflows float16.
 
     Args:
@@ -33,13 +39,20 @@ def joint_bilateral_kernel(
         radius (int): Radius r of the window in pixels.
         backend (str): As in :func:`mmplugins.ops.adaptive_conv`. Defaults to
             ``'auto'``.
+        similarity (str): One of :data:`SIMILARITIES`. Defaults to ``'dot'``.
 
     Returns:
         Tensor: Kernels that sum to one, (B, K * K, H, W), float32 at least.
     """
     keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+    query = keys
+    if similarity == 'gaussian':
+        # |k_p - k_c|^2 = |k_p|^2 - 2 <k_p, k_c> + |k_c|^2; the last is the
+        # same for the whole window and leaves the softmax as it is.
+        query = torch.cat([2 * keys, -torch.ones_like(keys[:, :1])], 1)
+        keys = torch.cat([keys, keys.square().sum(1, keepdim=True)], 1)
     padded = F.pad(keys, [radius] * 4, mode='reflect')
-    logits = temperature * local_correlation(keys, padded, backend)
+    logits = temperature * local_correlation(query, padded, backend)
     kernel = logits.softmax(1) * _gaussian(sigma, radius)
     return kernel / kernel.sum(1, keepdim=True).clamp_min(1e-7)
 

@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +199,8 @@ def test_a_perfect_fine_map_has_no_error():
     model = build(downsampler=dict(SIMPLE, kernel_size=8, stride=8)).eval()
 
     class Oracle(nn.Module):
+        output_size = model.upsampler.output_size
+
         def linear(self, feats, guidance, weight, bias=None):
             fine = PatchMeans.fine(guidance)
             return F.conv2d(fine, weight[..., None, None], bias)
@@ -373,3 +379,59 @@ def test_a_config_stays_as_it_is():
     MODELS.build(cfg)
     assert cfg == given
     assert isinstance(MODELS.build(cfg), FeatUp)
+
+
+TWO_PROCESSES = """
+import os
+import sys
+
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
+
+sys.path[:0] = sys.argv[3:]
+import test_model
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group(
+    'gloo', init_method=f'file://{sys.argv[2]}/meet', rank=rank, world_size=2
+)
+torch.manual_seed(0)
+model = test_model.build()
+model = MMDistributedDataParallel(model, device_ids=None)
+optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+torch.manual_seed(rank)
+for _ in range(2):  # the second would miss parameters without a gradient
+    losses = model.train_step(dict(inputs=torch.randn(2, 3, 64, 64)), optim)
+torch.save(
+    (losses['loss'], model.module.upsampler.state_dict()),
+    f'{sys.argv[2]}/{rank}.pth',
+)
+torch.distributed.barrier()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads sometimes abort a process whose work is done
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    here = Path(__file__).parent
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable, '-c', TWO_PROCESSES, str(rank), str(tmp_path),
+                str(here), str(here.parent),
+            ],
+            env=environment,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    (loss, first), (other, second) = (
+        torch.load(tmp_path / f'{rank}.pth') for rank in range(2)
+    )
+    assert loss != other  # each saw images of its own
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key

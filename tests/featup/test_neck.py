@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers import assert_all_parameters_get_gradients
 
 from mmplugins.featup import BilinearUpsampler, ChannelNorm, FeatUpNeck
-from mmplugins.featup.neck import cover
+from mmplugins.featup.grids import cover
 
 JBU = dict(type='mmplugins.JBUStack', num_stages=2, key_channels=4)
 BILINEAR = dict(type='mmplugins.BilinearUpsampler', num_stages=2)

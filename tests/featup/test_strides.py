@@ -3,8 +3,14 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS
+from torch import nn
 
-from mmplugins.featup.strides import fits, infer_stride, measure_strides
+from mmplugins.featup.strides import (
+    fits,
+    infer_stride,
+    measure_offset,
+    measure_strides,
+)
 
 VIT = dict(
     type='mmpretrain.VisionTransformer',
@@ -70,3 +76,46 @@ def test_stride_of_a_grid(image, grid, stride):
 def test_a_grid_without_explanation_is_named():
     with pytest.raises(ValueError, match='30 x 7 cells .* set strides'):
         infer_stride((100, 200), (30, 7))
+
+
+class OneLevel(nn.Sequential):
+    """Convolutions of ones as a backbone."""
+
+    def __init__(self, *convs):
+        super().__init__(*convs)
+        for conv in convs:
+            nn.init.ones_(conv.weight)
+
+    def forward(self, x):
+        return (super().forward(x),)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'offset'),
+    [
+        # Taps at 4 i .. 4 i + 3: the cell's own pixels.
+        (dict(kernel_size=4, stride=4), 0.0),
+        # Taps at 2 i - 1 .. 2 i + 1: half a pixel before 2 i + 1/2.
+        (dict(kernel_size=3, stride=2, padding=1), -0.5),
+        # Taps at 4 i - 3 .. 4 i + 3: one and a half before 4 i + 3/2.
+        (dict(kernel_size=7, stride=4, padding=3), -1.5),
+        (dict(kernel_size=2, stride=2), 0.0),
+    ],
+)
+def test_offsets_are_those_of_the_taps(layer, offset):
+    backbone = OneLevel(nn.Conv2d(3, 8, **layer))
+    images = torch.randn(2, 3, 48, 64)
+    assert measure_offset(backbone, images) == pytest.approx(offset, abs=1e-3)
+
+
+def test_offsets_add_up_over_layers():
+    """Half a pixel, one, two: seven halves in the image."""
+    backbone = OneLevel(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(3)))
+    measured = measure_offset(backbone, torch.randn(1, 3, 64, 64))
+    assert measured == pytest.approx(-0.5 - 1 - 2, abs=1e-3)
+
+
+def test_too_small_images_for_an_offset_are_named():
+    conv = OneLevel(nn.Conv2d(3, 4, 8, 8))
+    with pytest.raises(ValueError, match='4 x 4 cells or more, got 2 x 8'):
+        measure_offset(conv, torch.zeros(1, 3, 16, 64))

@@ -221,6 +221,7 @@ def options():
     yield dict(channel_fixup=False)
     yield dict(scale=3)
     yield dict(scale='image')
+    yield dict(similarity='gaussian')
     yield dict(
         radius=2,
         key_channels=5,
@@ -334,3 +335,19 @@ def test_bad_scales_are_named():
         stack(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 8, 7))
     with pytest.raises(ValueError, match='key_channels of JBUStack'):
         JBUStack(2, key_channels=0)
+    with pytest.raises(ValueError, match="similarity.*'gaussian'.*'cosine'"):
+        JBUStack(2, similarity='cosine')
+
+
+def test_gaussian_kernels_follow_an_edge_from_the_start():
+    """Published kernels start as a blur of colours alike or not."""
+    image = torch.full((1, 3, 16, 16), -0.3)
+    image[..., 8:] = 0.3
+    across = {}
+    for similarity in ('dot', 'gaussian'):
+        stage = JBUStage(fixup=False, similarity=similarity).eval()
+        kernel = stage.kernel(image).view(7, 7, 16, 16)
+        # Of the pixel left of the edge, all that lies right of it.
+        across[similarity] = kernel[:, 4:, 8, 7].sum().item()
+    assert across['gaussian'] < 0.1
+    assert across['dot'] > 3 * across['gaussian']

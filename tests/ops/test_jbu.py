@@ -112,3 +112,20 @@ def test_large_keys_of_half_precision_do_not_overflow(backend):
     )
     assert kernel.isfinite().all()
     torch.testing.assert_close(kernel.sum(1), torch.ones(1, 6, 6))
+
+
+@pytest.mark.parametrize('backend', ['reference', 'torch'])
+def test_gaussian_similarity_is_its_formula(backend):
+    keys = torch.randn(2, 4, 6, 7).double()
+    t, sigma = torch.tensor(0.7).double(), torch.tensor(0.8).double()
+    out = joint_bilateral_kernel(keys, t, sigma, 1, backend, 'gaussian')
+    padded = F.pad(keys, [1] * 4, mode='reflect')
+    for y in range(6):
+        for x in range(7):
+            window = padded[..., y : y + 3, x : x + 3]
+            distance = (window - keys[..., y, x, None, None]).square().sum(1)
+            i, j = torch.meshgrid(*[torch.arange(-1, 2)] * 2, indexing='ij')
+            spatial = (-(i**2 + j**2) / (2 * sigma**2)).exp()
+            wanted = (-t * distance).exp() * spatial
+            wanted = wanted / wanted.sum((-2, -1), keepdim=True)
+            torch.testing.assert_close(out[..., y, x], wanted.flatten(1))

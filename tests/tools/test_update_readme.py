@@ -1,4 +1,3 @@
-from pathlib import Path
 
 import pytest
 import update_readme
@@ -28,7 +27,8 @@ def test_figures_are_in_their_range(metafile):
         assert path.stem == model['Name']
         for result in model['Results']:
             for name, value in result['Metrics'].items():
-                assert 0 <= value <= 100, f'{model["Name"]}: {name}'
+                figure = float(str(value).split(' ± ')[0])
+                assert 0 <= figure <= 100, f'{model["Name"]}: {name}'
 
 
 def test_the_model_index_names_every_metafile():
@@ -38,23 +38,47 @@ def test_the_model_index_names_every_metafile():
 
 
 def test_a_table_of_figures(tmp_path):
-    (tmp_path / 'metafile.yml').write_text(
+    folder = tmp_path / 'configs' / 'x'
+    folder.mkdir(parents=True)
+    (folder / 'metafile.yml').write_text(
         'Models:\n'
         '  - Name: a\n'
-        '    Config: configs/x/a.py\n'
-        '    Metadata: {Iterations: 10}\n'
+        '    Config: configs/x/part/a.py\n'
         '    Results:\n'
-        '      - {Dataset: D, Metrics: {mIoU: 12.5}}\n'
+        '      - {Task: T, Dataset: D, Metrics: {mIoU: 12.5}}\n'
+        '      - {Task: U, Dataset: D, Metrics: {RMSE: 0.5}}\n'
+        '  - Name: b\n'
+        '    Config: configs/x/b.py\n'
+        '    Results:\n'
+        '      - {Task: T, Dataset: E, Metrics: {mIoU: 1.5 ± 0.2, F: 2}}\n'
     )
-    readme = Path(tmp_path / 'README.md')
-    readme.write_text('before\n<!-- results -->\nold\n<!-- end -->\nafter\n')
+    readme = folder / 'README.md'
+    text = 'before\n<!-- results: {} -->\nold\n<!-- end -->\nafter\n'
+    readme.write_text(text.format('T') + text.format('U'))
     assert update_readme.updated(readme) == (
-        'before\n<!-- results -->\n'
-        '| config | data | iterations | mIoU |\n'
-        '| --- | --- | --- | ---: |\n'
-        '| [a](a.py) | D | 10 | 12.5 |\n'
+        'before\n<!-- results: T -->\n'
+        '| config | data | mIoU | F |\n'
+        '| --- | --- | ---: | ---: |\n'
+        '| [a](part/a.py) | D | 12.5 |  |\n'
+        '| [b](b.py) | E | 1.5 ± 0.2 | 2 |\n'
+        '<!-- end -->\nafter\n'
+        'before\n<!-- results: U -->\n'
+        '| config | data | RMSE |\n'
+        '| --- | --- | ---: |\n'
+        '| [a](part/a.py) | D | 0.5 |\n'
         '<!-- end -->\nafter\n'
     )
-    readme.write_text('no table\n')
-    with pytest.raises(ValueError, match='has no <!-- results -->'):
+    readme.write_text(text.format('V'))
+    with pytest.raises(ValueError, match="no results of task 'V'"):
         update_readme.updated(readme)
+    readme.write_text('no table\n')
+    with pytest.raises(ValueError, match='has no <!-- results: TASK -->'):
+        update_readme.updated(readme)
+
+
+@pytest.mark.parametrize('metafile', METAFILES, ids=lambda p: p.parent.name)
+def test_every_result_is_in_a_table(metafile):
+    text = metafile.with_name('README.md').read_text()
+    for model in load(metafile)['Models']:
+        for result in model['Results']:
+            assert f'<!-- results: {result["Task"]} -->' in text

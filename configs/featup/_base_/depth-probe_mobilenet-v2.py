@@ -30,6 +30,7 @@ model = dict(
     neck=dict(
         type='mmplugins.FeatUpNeck',
         in_channels=1280,
+        offsets=-20,
         norm=dict(type='mmplugins.ChannelNorm', elementwise_affine=False),
         frozen=True,
         # 32 / 2^3. Another checkpoint of mmplugins.FeatUp: --cfg-options

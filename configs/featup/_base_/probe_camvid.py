@@ -25,7 +25,13 @@ train_dataloader = dict(
 )
 val_dataloader = dict(num_workers=1)
 test_dataloader = val_dataloader
+train_cfg = dict(max_iters=300, val_interval=300)
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=20, end=300),
+]
+default_hooks = dict(checkpoint=dict(interval=300))
 val_evaluator = [
     dict(
         _delete_=True,

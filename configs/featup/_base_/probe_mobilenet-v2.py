@@ -30,6 +30,8 @@ model = dict(
     neck=dict(
         type='mmplugins.FeatUpNeck',
         in_channels=1280,
+        # This backbone's cells look at pixels up and left of their places.
+        offsets=-20,
         norm=dict(type='mmplugins.ChannelNorm', elementwise_affine=False),
         frozen=True,
         # 32 / 2^3. Another checkpoint of mmplugins.FeatUp: --cfg-options
@@ -38,6 +40,7 @@ model = dict(
             type='mmplugins.JBUStack',
             num_stages=3,
             channel_fixup=False,
+            similarity='gaussian',
             init_cfg=dict(
                 type='Pretrained',
                 checkpoint='work_dirs/'

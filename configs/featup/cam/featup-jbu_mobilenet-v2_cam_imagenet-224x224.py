@@ -1,25 +1,25 @@
 _base_ = './_base_/cam_mobilenet-v2.py'
 
-# A checkpoint of mmplugins.FeatUp on this backbone; None leaves the upsampler
-# as it is drawn.
-jbu_checkpoint = None
-
+# Trained without labels; the classifier's weights fit the backbone's features,
+# so that nothing may mix or normalise channels.
 model = dict(
     featup=dict(
         type='mmplugins.FeatUpNeck',
         in_channels=1280,
+        offsets=-20,
         frozen=True,
         upsampler=dict(
             type='mmplugins.JBUStack',
             # 32 / 2^3: a map of stride 4.
             num_stages=3,
-            # The classifier's weights fit the backbone's features; the
-            # residual convolution learned on normalised ones.
             channel_fixup=False,
+            similarity='gaussian',
+            init_cfg=dict(
+                type='Pretrained',
+                checkpoint='work_dirs/'
+                'featup-jbu_mobilenet-v2_1xb4-1k_bsds-256x256/iter_1000.pth',
+                prefix='upsampler',
+            ),
         ),
     ),
 )
-if jbu_checkpoint:
-    model['featup']['upsampler']['init_cfg'] = dict(
-        type='Pretrained', checkpoint=jbu_checkpoint, prefix='upsampler'
-    )
