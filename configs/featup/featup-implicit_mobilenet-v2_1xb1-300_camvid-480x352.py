@@ -2,7 +2,7 @@
 _base_ = [
     './_base_/featup_jbu.py',
     '../_base_/datasets/photographs-256x256.py',
-    '../_base_/schedules/nadam_1k.py',
+    '../_base_/schedules/nadam_500.py',
 ]
 
 default_scope = 'mmpretrain'

@@ -436,7 +436,7 @@ class ImplicitUpsampler(BaseUpsampler):
         if not torch.is_grad_enabled():
             rows = self._rows(width, weight)
         rows = max(1, rows // per_cell[0]) * per_cell[0]
-        parts = []
+        out = None
         for start in range(0, height, rows):
             block = slice(start, start + rows)
             x = self.query(
@@ -447,8 +447,13 @@ class ImplicitUpsampler(BaseUpsampler):
                 x = F.avg_pool2d(x, per_cell)
             if weight is not None:
                 x = F.conv2d(x, weight[:, :, None, None], bias)
-            parts.append(x)
-        return torch.cat(parts, 2)
+            if rows >= height:
+                return x
+            if out is None:
+                out = x.new_empty(1, x.shape[1], *size)
+            first = start // per_cell[0]
+            out[:, :, first : first + x.shape[2]] = x
+        return out
 
     def _rows(self, width: int, weight: Tensor | None) -> int:
         """Rows whose intermediate values stay within the memory."""

@@ -158,6 +158,32 @@ def test_images_that_are_no_multiple_of_the_stride(size, cells):
     assert fit.upsampler.train_size.tolist() == [2 * n for n in cells]
 
 
+def test_cells_that_begin_before_the_image():
+    """Known of the backbone, their place need not be learned."""
+
+    def shifted(images):
+        images = F.pad(images, (4, 0, 4, 0), mode='replicate')
+        return F.avg_pool2d(fine_features(images[..., :-4, :-4]), STRIDE)
+
+    image = photograph()
+    losses = [
+        fit_implicit(
+            image,
+            shifted,
+            steps=40,
+            offset=offset,
+            generator=generator(),
+            downsampler=dict(
+                type='mmplugins.SimpleDownsampler', kernel_size=4, stride=4
+            ),
+            **FAST,
+        ).losses
+        for offset in (-4, 0)
+    ]
+    print([sum(x[-10:]) for x in losses])
+    assert sum(losses[0][-10:]) < sum(losses[1][-10:])
+
+
 def test_losses_in_units_of_the_features():
     """Features a hundred times as large make the same problem."""
     image, losses = photograph(), []
@@ -177,9 +203,12 @@ def test_the_objective_is_the_sum_of_its_formulas():
     network = ImplicitUpsampler(5, dim=3)
     network.prepare(torch.randn(1, 5, 4, 4), torch.rand(1, 3, 8, 8), (8, 8))
     objective = _Objective(
-        network, dict(type='mmplugins.SimpleDownsampler', kernel_size=2, stride=2),
-        magnitude_weight=0.3, tv_weight=0.5, blur_weight=0.7,
-    ).double()  # fmt: skip
+        network,
+        dict(type='mmplugins.SimpleDownsampler', kernel_size=2, stride=2),
+        magnitude_weight=0.3,
+        tv_weight=0.5,
+        blur_weight=0.7,
+    ).double()
     with torch.no_grad():
         objective.uncertainty.weight.uniform_(-1, 1)
     fine, target = torch.randn(1, 3, 8, 8), torch.randn(2, 3, 4, 4)
@@ -250,7 +279,7 @@ class Photographs(Dataset):
         return dict(inputs=photograph()[0])
 
 
-def runner(folder, count=1, upsampler=None, **kwargs):
+def runner(folder, count=1, upsampler=None, offset=0, **kwargs):
     torch.manual_seed(0)
     model = FeatUp(
         dict(type=Backbone),
@@ -260,6 +289,7 @@ def runner(folder, count=1, upsampler=None, **kwargs):
         num_views=2,
         views=dict(max_pad=8),
         stride=STRIDE,
+        offset=offset,
         data_preprocessor=dict(type='ImgDataPreprocessor'),
     )
     return Runner(
@@ -305,6 +335,20 @@ def test_a_runner_trains_it(tmp_path):
     second.train()
     for key, value in second.model.upsampler.codec.state_dict().items():
         assert torch.equal(value, state[key])
+
+
+def test_what_is_prepared_is_what_is_trained_on(tmp_path):
+    """With cells that begin before the image, it is continued to them."""
+    offset = runner(tmp_path, offset=-4)
+    seen = []
+    linear = offset.model.upsampler.linear
+    offset.model.upsampler.linear = lambda feats, guidance, **kwargs: (
+        seen.append(guidance.shape[-2:]) or linear(feats, guidance, **kwargs)
+    )
+    offset.train()
+    # 48 x 64 pixels and 4 before them are 7 x 9 cells of 8 pixels.
+    assert set(seen) == {(56, 72)}
+    assert offset.model.upsampler.train_size.tolist() == [28, 36]
 
 
 def test_a_runner_of_many_images_is_refused(tmp_path):

@@ -38,11 +38,12 @@ model = dict(
         upsampler=dict(
             type='mmplugins.JBUStack',
             num_stages=3,
+            kernel_fixup=False,
             channel_fixup=False,
             init_cfg=dict(
                 type='Pretrained',
                 checkpoint='work_dirs/'
-                'featup-jbu_mobilenet-v2_1xb4-1k_bsds-256x256/iter_1000.pth',
+                'featup-jbu_mobilenet-v2_1xb4-500_bsds-256x256/iter_500.pth',
                 prefix='upsampler',
             ),
         ),

@@ -12,10 +12,11 @@ model = dict(
     norm=dict(type='mmplugins.ChannelNorm'),
     # What measure_offset says of this backbone, in whole cells of 4 pixels.
     offset=-20,
-    # Without the residual convolution the weights fit any channels.
+    # Without residuals the kernels sum to one and fit any channels.
     upsampler=dict(
         type='mmplugins.JBUStack',
         num_stages=3,
+        kernel_fixup=False,
         channel_fixup=False,
         similarity='gaussian',
     ),

@@ -12,12 +12,13 @@ model = dict(
             type='mmplugins.JBUStack',
             # 32 / 2^3: a map of stride 4.
             num_stages=3,
+            kernel_fixup=False,
             channel_fixup=False,
             similarity='gaussian',
             init_cfg=dict(
                 type='Pretrained',
                 checkpoint='work_dirs/'
-                'featup-jbu_mobilenet-v2_1xb4-1k_bsds-256x256/iter_1000.pth',
+                'featup-jbu_mobilenet-v2_1xb4-500_bsds-256x256/iter_500.pth',
                 prefix='upsampler',
             ),
         ),

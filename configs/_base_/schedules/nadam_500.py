@@ -1,5 +1,5 @@
-# 1000 iterations of NAdam.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=250)
+# 500 iterations of NAdam.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=500, val_interval=100)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -7,7 +7,7 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=250),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=100),
 )
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
