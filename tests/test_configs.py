@@ -87,3 +87,28 @@ def test_shapes_are_those_of_the_generator():
     cfg = load_config(str(CONFIGS / '_base_/datasets/shapes-128x192.py'))
     assert cfg.metainfo.classes == prepare_data.CLASSES
     assert cfg.metainfo.palette == prepare_data.PALETTE
+
+
+def upsamplers_of(cfg):
+    """Every upsampler of a config that names a checkpoint."""
+    if isinstance(cfg, dict):
+        checkpoint = (cfg.get('init_cfg') or {}).get('checkpoint', '')
+        if 'work_dirs/' in checkpoint:
+            yield cfg, Path(checkpoint)
+        for value in cfg.values():
+            yield from upsamplers_of(value)
+    elif isinstance(cfg, list):
+        for value in cfg:
+            yield from upsamplers_of(value)
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=name)
+def test_trained_upsamplers_are_those_of_their_training(path):
+    """Kernels of another formula would load without a word."""
+    for cfg, checkpoint in upsamplers_of(load_config(str(path)).model):
+        training = load_config(
+            str(CONFIGS / 'featup' / f'{checkpoint.parent.name}.py')
+        )
+        assert checkpoint.stem == f'iter_{training.train_cfg.max_iters}'
+        given = {k: v for k, v in cfg.items() if k != 'init_cfg'}
+        assert given == training.model.upsampler

@@ -25,8 +25,8 @@ class FrozenBackbone(BaseModule):
 
     Args:
         backbone (dict): The backbone, of any host.
-        memory (int): MiB of features to remember at most; 0 for none.
-            Defaults to 0.
+        memory (int): MiB of features to remember at most, on the device that
+            made them; 0 for none. Defaults to 0.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
 
     Raises:
@@ -65,6 +65,11 @@ class FrozenBackbone(BaseModule):
         self._forget()
         super()._load_from_state_dict(*args, **kwargs)
 
+    def _apply(self, *args, **kwargs) -> 'FrozenBackbone':
+        # To another device or type.
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
     def init_weights(self) -> None:
         """Initialise the backbone; features of other weights are forgotten."""
         super().init_weights()
@@ -82,8 +87,13 @@ class FrozenBackbone(BaseModule):
         """
         if not self.memory or images.is_meta:
             return self._extract(images)
+        # Features differ with the precision they are computed in.
+        state = f'{images.dtype}{_autocasting(images)}'
         keys = [
-            blake2b(x.contiguous().view(torch.uint8).cpu().numpy()).digest()
+            blake2b(
+                x.contiguous().view(torch.uint8).cpu().numpy(),
+                person=state[-16:].encode(),
+            ).digest()
             for x in images
         ]
         new, fresh = {}, {}
@@ -112,3 +122,10 @@ class FrozenBackbone(BaseModule):
     def _forget(self) -> None:
         self._remembered.clear()
         self._bytes = 0
+
+
+def _autocasting(x: Tensor) -> bool:
+    try:
+        return torch.is_autocast_enabled(x.device.type)
+    except TypeError:  # torch before 2.4
+        return torch.is_autocast_enabled()

@@ -208,7 +208,7 @@ class AttentionDownsampler(BaseDownsampler):
     ) -> Tensor:
         """Weigh each window by its saliency."""
         if self.blur:
-            x = gaussian_blur(x)
+            x, saliency = gaussian_blur(x), gaussian_blur(saliency)
         attention = self.attention(saliency, size)
         windows = self._windows(x, size)  # (B, C, K K, h, w)
         return torch.einsum('bcphw,bphw->bchw', windows, attention.to(windows))
@@ -224,7 +224,7 @@ def gaussian_blur(x: Tensor) -> Tensor:
     """Blur by a Gaussian of one sample over five, reflected at the edges.
 
     Args:
-        x (Tensor): Map, (B, C, H, W), of at least 3 x 3 samples.
+        x (Tensor): Map, (B, C, H, W), of any size.
 
     Returns:
         Tensor: Blurred map, (B, C, H, W).
@@ -232,6 +232,8 @@ def gaussian_blur(x: Tensor) -> Tensor:
     offsets = torch.arange(-2.0, 3.0, dtype=x.dtype, device=x.device)
     kernel = (-(offsets**2) / 2).exp()
     kernel = kernel / kernel.sum()
-    out = F.pad(x.flatten(0, 1)[:, None], [2] * 4, mode='reflect')
+    # Reflection has nothing to reflect in a map of two samples.
+    mode = 'reflect' if min(x.shape[-2:]) > 2 else 'replicate'
+    out = F.pad(x.flatten(0, 1)[:, None], [2] * 4, mode=mode)
     out = F.conv2d(out, kernel.view(1, 1, 5, 1))
     return F.conv2d(out, kernel.view(1, 1, 1, 5)).view_as(x)

@@ -68,7 +68,8 @@ def fit_implicit(
     fine map, shows it as some of the views do, shrinks it to cells, and
     maximises the likelihood of the backbone's features there (FeatUp,
     arXiv 2403.10516, section 3). Published are 1200 steps of 10 among 3000
-    views with a sample per pixel; the defaults are for a CPU.
+    views with a sample per pixel, blurred before it is shrunk, and dropout;
+    the defaults are for a CPU.
 
     Args:
         image (Tensor): Image normalised for the backbone, (1, 3, H, W).
@@ -96,7 +97,7 @@ def fit_implicit(
         blur_weight (float): Weight of the fine map's difference from its
             blurred self. Defaults to 0.1.
         upsampler (dict, optional): Arguments of :class:`ImplicitUpsampler`,
-            such as ``dict(dim=64)``. Defaults to None.
+            such as ``dict(dim=64)``. Defaults to None, no dropout.
         downsampler (dict, optional): Downsampler without ``in_channels``.
             Defaults to None, ``AttentionDownsampler`` over two cells.
         generator (torch.Generator, optional): Source of all randomness, on
@@ -137,7 +138,9 @@ def fit_implicit(
             num_views, image.shape[-2:], max_pad, max_zoom, device=image.device
         )
         feats = _features_of_views(image, views[:PCA_VIEWS], backbone)
-        network = ImplicitUpsampler(feats.shape[1], **(upsampler or {}))
+        # A few hundred steps leave nothing for dropout to prevent.
+        upsampler = {'dropout': 0.0, **(upsampler or {})}
+        network = ImplicitUpsampler(feats.shape[1], **upsampler)
         network.to(image.device)
         kept = network.prepare(feats, image, size)
         targets = [network.codec.encode(feats)]
@@ -153,7 +156,6 @@ def fit_implicit(
                 type='mmplugins.AttentionDownsampler',
                 kernel_size=2 * samples_per_cell,
                 stride=samples_per_cell,
-                blur=True,
             ),
             magnitude_weight,
             tv_weight,

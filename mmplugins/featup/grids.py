@@ -138,14 +138,16 @@ def fit(
         dtype=dtype,
         device=x.device,
     )
-    grid = F.affine_grid(
-        theta.expand(len(x), -1, -1),
-        [len(x), 1, rows, columns],
-        align_corners=False,
-    )  # (B, rows, columns, 2)
-    out = F.grid_sample(
-        x.to(dtype), grid, padding_mode='border', align_corners=False
-    )
+    # Autocast would make coordinates of half precision.
+    with torch.autocast(x.device.type, enabled=False):
+        grid = F.affine_grid(
+            theta.expand(len(x), -1, -1),
+            [len(x), 1, rows, columns],
+            align_corners=False,
+        )  # (B, rows, columns, 2)
+        out = F.grid_sample(
+            x.to(dtype), grid, padding_mode='border', align_corners=False
+        )
     return out.to(x.dtype)
 
 

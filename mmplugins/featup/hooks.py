@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from mmplugins.registry import HOOKS
 
-from .inspection import component_rows, inspect_image, kernel_rows
+from .inspection import (
+    component_rows,
+    find_neck,
+    inspect_image,
+    kernel_rows,
+)
+from .model import FeatUp
 from .visualization import contact_sheet
 
 
@@ -68,11 +74,16 @@ class FeatUpVisualizationHook(Hook):
         self.max_size = max_size
 
     def before_train(self, runner: Runner) -> None:
-        """Check that there are such images, before hours have passed.
+        """Check that there is something to draw, before hours have passed.
 
         Raises:
-            ValueError: If there is no validation set, or it is too small.
+            ValueError: If there is no validation set, it is too small, or the
+                model holds no upsampler.
         """
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        if not isinstance(model, FeatUp):
+            find_neck(model)
         if runner.val_loop is None:
             raise ValueError(
                 'FeatUpVisualizationHook shows images of the validation set: '

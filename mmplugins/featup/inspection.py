@@ -282,6 +282,11 @@ def component_rows(
         list[list[Panel | None]]: Rows of three panels, up to nine components.
     """
     count = 3 * min(3, inspection.feats.shape[1] // 3)
+    if not count:
+        raise ValueError(
+            'components of features need 3 channels or more, got '
+            f'{inspection.feats.shape[1]}'
+        )
     weight, bias = principal_components(inspection.low, count)
     wanted, biases = weight, bias
     if inspection.saliency is not None:

@@ -70,18 +70,20 @@ def crf_loss(
         Tensor: Mean over all pairs, a scalar.
     """
     size = feats.shape[-2:]
-    colours = F.adaptive_avg_pool2d(_wide(image), size)
     y, x = (
         torch.randint(n, (num_samples,), generator=generator).to(feats.device)
         for n in size
     )
     position = torch.stack([(y + 0.5) / size[0], (x + 0.5) / size[1]], -1)
-    feats = _wide(feats)[..., y, x].mT  # (B, S, C)
-    colours = colours[..., y, x].mT  # (B, S, 3)
-    near = _squared_distances(position[None])
-    alike = _squared_distances(colours)
-    kernel = 10 * (-near / 0.2 - alike / 0.3).exp() + 3 * (-near / 0.01).exp()
-    return (kernel * _squared_distances(feats)).mean()
+    # Products of half precision are too coarse for differences.
+    with torch.autocast(feats.device.type, enabled=False):
+        colours = F.adaptive_avg_pool2d(_wide(image), size)
+        near = _squared_distances(position[None])
+        alike = _squared_distances(colours[..., y, x].mT)
+        kernel = 10 * (-near / 0.2 - alike / 0.3).exp()
+        kernel = kernel + 3 * (-near / 0.01).exp()
+        apart = _squared_distances(_wide(feats)[..., y, x].mT)
+        return (kernel * apart).mean()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -91,6 +93,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _squared_distances(x: Tensor) -> Tensor:
     """|x_i - x_j|^2 of all pairs, (B, S, S), without their differences."""
+    x = x - x.mean(-2, keepdim=True)  # less to cancel
     squares = x.square().sum(-1)
     products = x @ x.mT
     return (squares[:, :, None] + squares[:, None] - 2 * products).clamp_min(0)

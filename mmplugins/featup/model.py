@@ -139,7 +139,8 @@ class FeatUp(BaseModel):
         self.magnitude_weight = magnitude_weight
         if stride is None:
             measured = measure_strides(self.backbone)
-            stride = measured[level] if measured else None
+            if measured and -len(measured) <= level < len(measured):
+                stride = measured[level]
         self.stride = stride
         self.offset = check_offset('FeatUp', offset, stride)
 
@@ -162,7 +163,13 @@ class FeatUp(BaseModel):
         Raises:
             ValueError: If they are not maps of ``in_channels`` channels.
         """
-        x = self.backbone(inputs)[self.level]
+        maps = self.backbone(inputs)
+        if not -len(maps) <= self.level < len(maps):
+            raise ValueError(
+                f'level={self.level} of FeatUp does not exist, the backbone '
+                f'gives {len(maps)} maps'
+            )
+        x = maps[self.level]
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'in_channels={self.in_channels} of FeatUp needs maps (B, '
@@ -398,7 +405,8 @@ class FeatUp(BaseModel):
             return theta
         height, width = inputs.shape[-2:]
         steps = torch.tensor([2 / width, 2 / height]) * self.offset
-        moved = theta[..., :2] @ steps.to(theta)  # (N, 2)
+        # Not a product of matrices, which autocast would make coarse.
+        moved = (theta[..., :2] * steps.to(theta)).sum(-1)  # (N, 2)
         return torch.cat(
             [theta[..., :2], theta[..., 2:] + moved[..., None]], -1
         )

@@ -1,7 +1,8 @@
 """The neck that a config adds: upsampled features from features and image.
 
 B batch, C channels, h x w grid of cells, H x W image. Cell (i, j) of stride s
-covers the pixels [s i, s (i + 1)) x [s j, s (j + 1)).
+and offset o covers the pixels [o + s i, o + s (i + 1)) x [o + s j,
+o + s (j + 1)).
 """
 
 import logging
@@ -168,6 +169,8 @@ class FeatUpNeck(BaseModule):
                 given or measured[level]
                 for given, level in zip(self.strides, levels)
             ]
+            for offset, stride in zip(self.offsets, self.strides):
+                check_offset('FeatUpNeck', offset, stride)
         for level, stride, upsampler in zip(
             self.levels, self.strides, self.upsamplers
         ):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .backbone import FrozenBackbone
+
 # Divided by every power of two up to 256, by 14 and by 28.
 _PROBE = 1792
 
@@ -73,11 +75,14 @@ def measure_offset(
     Raises:
         ValueError: If the map has fewer than 4 x 4 cells.
     """
+    if isinstance(backbone, FrozenBackbone):
+        backbone = backbone.module  # gives no gradients itself
     training = backbone.training
     backbone.eval()
     images = images.detach().requires_grad_()
     try:
-        feats = backbone(images)[level]
+        with torch.enable_grad():
+            feats = backbone(images)[level]
     finally:
         backbone.train(training)
     rows, columns = feats.shape[-2:]
@@ -92,7 +97,8 @@ def measure_offset(
     offsets = []
     for i in range(rows // 2 - 1, rows // 2 + 1):
         for j in range(columns // 2 - 1, columns // 2 + 1):
-            seen = torch.einsum('bc,c->', feats[..., i, j], weight)
+            with torch.enable_grad():
+                seen = torch.einsum('bc,c->', feats[..., i, j], weight)
             (grad,) = torch.autograd.grad(seen, images, retain_graph=True)
             grad = grad.square().sum((0, 1))  # (H, W)
             for axis, cell in ((0, i), (1, j)):

@@ -22,7 +22,7 @@ def sample_views(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw views: reflect-pad, zoom every other time, crop, flip.
+    """Draw views: pad by reflection, zoom every other time, crop, flip.
 
     The image gains ``max_pad`` pixels on each side, is enlarged with
     probability one half by a factor of U(1, max_zoom), cut to its own size at

@@ -105,3 +105,13 @@ def test_other_weights_are_other_features():
 def test_bad_memory_is_named():
     with pytest.raises(ValueError, match='memory of FrozenBackbone.*-1'):
         build(-1)
+
+
+def test_another_precision_is_another_feature():
+    backbone = build(1)
+    images = torch.randn(1, 3, 16, 16)
+    with torch.autocast('cpu', torch.bfloat16):
+        coarse = backbone(images)[0]
+    assert backbone(images)[0].dtype == torch.float32
+    assert coarse.dtype != torch.float32
+    assert backbone.double()(images.double())[0].dtype == torch.float64

@@ -151,3 +151,13 @@ def test_bad_arguments_are_named():
         SimpleDownsampler(3, 4)
     with pytest.raises(ValueError, match=r'map \(B, 4, H, W\), got \(1, 5'):
         AttentionDownsampler(4, 3, 3)(torch.zeros(1, 5, 6, 6), (2, 2))
+
+
+def test_a_blur_comes_before_the_saliency():
+    blurred = AttentionDownsampler(4, 5, 3, blur=True).eval()
+    plain = AttentionDownsampler(4, 5, 3).eval()
+    plain.load_state_dict(blurred.state_dict())
+    x = 3 * torch.randn(1, 4, 12, 15)
+    torch.testing.assert_close(
+        blurred(x, (4, 5)), plain(gaussian_blur(x), (4, 5))
+    )

@@ -115,3 +115,15 @@ def test_views_are_compared_where_the_cells_look():
 
     assert error(-6) < 0.05
     assert error(0) > 5 * error(-6)
+
+
+@pytest.mark.parametrize('offset', [0, -20])
+def test_autocast_does_not_move_the_map(offset):
+    """Coordinates of half precision would be off by half a pixel."""
+    feats = cells_of(17, 17, 32, offset)
+    upsampler = BilinearUpsampler(2, 2)
+    image = torch.zeros(1, 3, 509, 509)
+    wanted = over_image(upsampler, feats, image, 32, offset)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = over_image(upsampler, feats, image, 32, offset)
+    torch.testing.assert_close(out, wanted, atol=1e-2, rtol=0)

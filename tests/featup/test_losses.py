@@ -118,3 +118,14 @@ def test_blur_loss_is_zero_for_a_ramp_and_not_for_noise():
     blur = BlurLoss(1.0)
     edges = blur(ramp, ramp)['loss_blur']
     assert edges < 0.02 * blur(noise, ramp)['loss_blur']
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_crf_of_autocast_agrees(dtype):
+    """Features far from zero: differences of large squares."""
+    feats = 60 + torch.randn(1, 30, 12, 12)
+    image, generator = torch.randn(1, 3, 12, 12), torch.Generator()
+    wanted = crf_loss(feats, image, 50, generator.manual_seed(0))
+    with torch.autocast('cpu', dtype):
+        out = crf_loss(feats, image, 50, generator.manual_seed(0))
+    torch.testing.assert_close(out, wanted, rtol=1e-3, atol=0)

@@ -5,6 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmplugins.featup import FrozenBackbone
 from mmplugins.featup.strides import (
     fits,
     infer_stride,
@@ -119,3 +120,16 @@ def test_too_small_images_for_an_offset_are_named():
     conv = OneLevel(nn.Conv2d(3, 4, 8, 8))
     with pytest.raises(ValueError, match='4 x 4 cells or more, got 2 x 8'):
         measure_offset(conv, torch.zeros(1, 3, 16, 64))
+
+
+def test_offsets_of_a_frozen_backbone():
+    MODELS.register_module('OneLevel', module=OneLevelOfOnes, force=True)
+    frozen = FrozenBackbone(dict(type='OneLevel'))
+    with torch.no_grad():
+        measured = measure_offset(frozen, torch.randn(1, 3, 32, 32))
+    assert measured == pytest.approx(-0.5, abs=1e-3)
+
+
+class OneLevelOfOnes(OneLevel):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, 2, 1))

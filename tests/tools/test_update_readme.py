@@ -1,4 +1,3 @@
-
 import pytest
 import update_readme
 from mmengine.fileio import load

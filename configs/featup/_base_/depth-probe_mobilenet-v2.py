@@ -40,6 +40,7 @@ model = dict(
             num_stages=3,
             kernel_fixup=False,
             channel_fixup=False,
+            similarity='gaussian',
             init_cfg=dict(
                 type='Pretrained',
                 checkpoint='work_dirs/'

@@ -34,7 +34,6 @@ param_scheduler = [
 default_hooks = dict(checkpoint=dict(interval=300))
 val_evaluator = [
     dict(
-        _delete_=True,
         type='mmplugins.PerClassIoUMetric',
         iou_metrics=['mIoU'],
         ignore_index=11,
