@@ -215,6 +215,16 @@ def test_result_is_the_decoded_components():
     )
 
 
+def test_components_come_in_units_of_their_deviation():
+    """So that a network of ordinary weights suits any features."""
+    upsampler, feats, guidance = prepared()
+    once = upsampler.codes(guidance, (12, 16))
+    upsampler.prepare(100 * feats, guidance, (12, 16))
+    torch.testing.assert_close(
+        upsampler.codes(guidance, (12, 16)), 100 * once, rtol=1e-4, atol=1e-3
+    )
+
+
 @pytest.mark.parametrize('size', [(24, 32), (5, 6)])
 def test_pieces_are_the_whole(size):
     """In rows that fit the memory, down to one cell's."""
