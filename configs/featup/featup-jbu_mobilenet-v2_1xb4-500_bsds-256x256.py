@@ -18,5 +18,5 @@ model = dict(
 # Cells of 32 pixels say little about edges: the views are explained alike by
 # sharp and by soft kernels, so that these stay near the filter they start as.
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'range_': dict(lr_mult=0.1)})
+    paramwise_cfg=dict(custom_keys={'upsampler.': dict(lr_mult=0.1)})
 )

@@ -234,6 +234,10 @@ def gaussian_blur(x: Tensor) -> Tensor:
     kernel = kernel / kernel.sum()
     # Reflection has nothing to reflect in a map of two samples.
     mode = 'reflect' if min(x.shape[-2:]) > 2 else 'replicate'
-    out = F.pad(x.flatten(0, 1)[:, None], [2] * 4, mode=mode)
-    out = F.conv2d(out, kernel.view(1, 1, 5, 1))
-    return F.conv2d(out, kernel.view(1, 1, 1, 5)).view_as(x)
+    channels = x.shape[1]
+    rows, columns = (
+        kernel.view(1, 1, *shape).expand(channels, -1, -1, -1)
+        for shape in ((5, 1), (1, 5))
+    )
+    out = F.conv2d(F.pad(x, [2] * 4, mode=mode), rows, groups=channels)
+    return F.conv2d(out, columns, groups=channels)

@@ -22,7 +22,7 @@ from .grids import check_offset, over_image
 from .implicit import ImplicitUpsampler
 from .losses import gaussian_view_loss, total_variation
 from .strides import infer_stride
-from .views import apply_views, sample_views
+from .views import apply_views, sample_views, shift_views
 
 Backbone = Callable[[Tensor], Tensor | Sequence[Tensor]]
 # Views that the principal components are taken from, as published.
@@ -161,7 +161,7 @@ def fit_implicit(
             tv_weight,
             blur_weight,
         ).to(image.device)
-        views = _views_of_cells(views, offset, image.shape[-2:])
+        views = shift_views(views, offset, image.shape[-2:])
         optimizer = torch.optim.NAdam(objective.parameters(), lr=lr)
         losses = []
         for _ in range(steps):
@@ -285,7 +285,7 @@ class PrepareImplicitHook(Hook):
             return
         data = loader.collate_fn([loader.dataset[0]])
         image = model.data_preprocessor(data)['inputs']
-        image, feats = model._whole_cells(image, model.extract_feat(image))
+        image, feats = model.whole_cells(image, model.extract_feat(image))
         views = sample_views(
             self.num_views,
             image.shape[-2:],
@@ -305,19 +305,12 @@ class PrepareImplicitHook(Hook):
 
         # What the upsampler is given in training may reach beyond the image.
         over_image(
-            prepare, feats, image, model._stride_of(image, feats), model.offset
+            prepare, feats, image, model.stride_of(image, feats), model.offset
         )
         runner.logger.info(
             f'{upsampler.codec.dim} principal components keep {kept:.1%} of '
             'the variance of the features'
         )
-
-
-def _views_of_cells(views: Tensor, offset: int, size: Sequence[int]) -> Tensor:
-    """Views (N, 2, 3) of what the cells cover, which begin at the offset."""
-    steps = views.new_tensor([2 * offset / n for n in reversed(size)])
-    moved = views[..., :2] @ steps  # (N, 2)
-    return torch.cat([views[..., :2], views[..., 2:] + moved[..., None]], -1)
 
 
 def _check_frozen(backbone: Backbone) -> None:

@@ -27,7 +27,7 @@ from .downsamplers import BaseDownsampler
 from .grids import check_offset, over_image
 from .losses import gaussian_view_loss
 from .strides import infer_stride, measure_strides
-from .views import apply_views, sample_views
+from .views import apply_views, sample_views, shift_views
 
 # Random projections in which errors of views are measured.
 _CHECKED = 64
@@ -224,6 +224,43 @@ class FeatUp(BaseModel):
             feats = self.extract_feat(inputs)
         return self._over(self.upsampler, inputs, feats)
 
+    def stride_of(self, inputs: Tensor, feats: Tensor) -> float:
+        """Pixels per cell, inferred where they could not be measured.
+
+        Args:
+            inputs (Tensor): Normalised images, (B, 3, H, W).
+            feats (Tensor): Their :meth:`extract_feat`, (B, C, h, w).
+        """
+        return self.stride or infer_stride(inputs.shape[-2:], feats.shape[-2:])
+
+    def whole_cells(
+        self, inputs: Tensor, feats: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cut images to whole cells, so that all maps cover one area.
+
+        Args:
+            inputs (Tensor): Normalised images, (B, 3, H, W).
+            feats (Tensor): Their :meth:`extract_feat`, (B, C, h, w).
+
+        Returns:
+            tuple[Tensor, Tensor]: Images and features, cut.
+
+        Raises:
+            ValueError: If the images are smaller than a cell.
+        """
+        stride = self.stride_of(inputs, feats)
+        cells = [int(n // stride) for n in inputs.shape[-2:]]
+        rows, columns = (round(stride * n) for n in cells)
+        if (rows, columns) == tuple(inputs.shape[-2:]):
+            return inputs, feats
+        if min(cells) < 1:
+            raise ValueError(
+                f'FeatUp needs images of at least {stride} x {stride} '
+                f'pixels, got {tuple(inputs.shape[-2:])}'
+            )
+        inputs = inputs[..., :rows, :columns]
+        return inputs, self.extract_feat(inputs)
+
     def uncertainty(self, feats: Tensor) -> Tensor:
         """Deviation s of each cell, (B, 1, h, w), 1e-4 at least.
 
@@ -244,7 +281,7 @@ class FeatUp(BaseModel):
             dict[str, Tensor]: Losses, and the mean uncertainty.
         """
         feats = self.extract_feat(inputs)
-        inputs, feats = self._whole_cells(inputs, feats)
+        inputs, feats = self.whole_cells(inputs, feats)
         projection = None
         if self.projection_channels:
             projection = self._draw_projection(self.projection_channels)
@@ -295,28 +332,8 @@ class FeatUp(BaseModel):
         inputs: Tensor,
         feats: Tensor,
     ) -> Tensor:
-        stride = self._stride_of(inputs, feats)
+        stride = self.stride_of(inputs, feats)
         return over_image(upsample, feats, inputs, stride, self.offset)
-
-    def _stride_of(self, inputs: Tensor, feats: Tensor) -> float:
-        return self.stride or infer_stride(inputs.shape[-2:], feats.shape[-2:])
-
-    def _whole_cells(
-        self, inputs: Tensor, feats: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cut images to whole cells, so that all maps cover one area."""
-        stride = self._stride_of(inputs, feats)
-        cells = [int(n // stride) for n in inputs.shape[-2:]]
-        rows, columns = (round(stride * n) for n in cells)
-        if (rows, columns) == tuple(inputs.shape[-2:]):
-            return inputs, feats
-        if min(cells) < 1:
-            raise ValueError(
-                f'FeatUp needs images of at least {stride} x {stride} '
-                f'pixels, got {tuple(inputs.shape[-2:])}'
-            )
-        inputs = inputs[..., :rows, :columns]
-        return inputs, self.extract_feat(inputs)
 
     def _draw_projection(
         self, num: int, generator: torch.Generator | None = None
@@ -386,7 +403,7 @@ class FeatUp(BaseModel):
         size: Sequence[int],
     ) -> Tensor:
         """Features of a view as the fine map predicts them."""
-        theta = self._of_cells(theta, inputs)
+        theta = shift_views(theta, self.offset, inputs.shape[-2:])
         high = apply_views(high, theta)
         if saliency is not None:
             saliency = apply_views(saliency, theta)
@@ -399,20 +416,8 @@ class FeatUp(BaseModel):
         size = self.upsampler.output_size(feats, guidance)
         return F.interpolate(feats, size, mode=mode)
 
-    def _of_cells(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """Maps of the views' cells, which begin at the offset."""
-        if not self.offset:
-            return theta
-        height, width = inputs.shape[-2:]
-        steps = torch.tensor([2 / width, 2 / height]) * self.offset
-        # Not a product of matrices, which autocast would make coarse.
-        moved = (theta[..., :2] * steps.to(theta)).sum(-1)  # (N, 2)
-        return torch.cat(
-            [theta[..., :2], theta[..., 2:] + moved[..., None]], -1
-        )
-
     def _errors_of_views(self, image: Tensor) -> dict[str, float]:
-        image, feats = self._whole_cells(image, self.extract_feat(image))
+        image, feats = self.whole_cells(image, self.extract_feat(image))
         generator = torch.Generator().manual_seed(0)
         projection = self._draw_projection(_CHECKED, generator)
         weight = self._with_saliency(projection)
@@ -433,7 +438,7 @@ class FeatUp(BaseModel):
                 generator=generator,
                 device=image.device,
             )
-            cells = self._of_cells(theta, image)
+            cells = shift_views(theta, self.offset, image.shape[-2:])
             target = self.extract_feat(apply_views(image, theta))
             target = F.conv2d(target, projection[..., None, None])
             size = target.shape[-2:]

@@ -99,3 +99,20 @@ def apply_views(
             align_corners=False,
         )
     return out.to(x.dtype)
+
+
+def shift_views(theta: Tensor, offset: int, size: Sequence[int]) -> Tensor:
+    """Maps of what begins elsewhere than the image, such as cells.
+
+    Args:
+        theta (Tensor): Maps of :func:`sample_views`, (N, 2, 3).
+        offset (int): Pixel where it begins, on both axes.
+        size (Sequence[int]): Height and width of the image in pixels.
+
+    Returns:
+        Tensor: Maps, (N, 2, 3).
+    """
+    steps = theta.new_tensor([2 * offset / n for n in reversed(size)])
+    # Not a product of matrices, which autocast would make coarse.
+    moved = (theta[..., :2] * steps).sum(-1)  # (N, 2)
+    return torch.cat([theta[..., :2], theta[..., 2:] + moved[..., None]], -1)
