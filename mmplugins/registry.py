@@ -15,7 +15,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import DefaultScope, Registry
 
-SYSTEMS = ['mmplugins.featup']
+SYSTEMS = ['mmplugins.featup', 'mmplugins.crm']
 
 # Models that are adapters: type -> (host that must be the default scope,
 # module).
@@ -26,6 +26,7 @@ ADAPTERS = {
     'GuidedDepthEstimator': ('mmseg', 'mmplugins.featup.depth_estimator'),
     'LinearDepthHead': ('mmseg', 'mmplugins.featup.depth_estimator'),
     'GuidedImageClassifier': ('mmpretrain', 'mmplugins.featup.classifier'),
+    'RefinedSegmentor': ('mmseg', 'mmplugins.crm.segmentor'),
 }
 
 # The same of metrics.

@@ -40,6 +40,16 @@ def without_weights(cfg):
     return cfg
 
 
+def leaves_of(dataset):
+    """Data sets of a config, without those that only join or repeat them."""
+    if dataset is None:
+        return []
+    wrapped = dataset.get('datasets') or [dataset.get('dataset')]
+    if wrapped == [None]:
+        return [dataset]
+    return [leaf for one in wrapped for leaf in leaves_of(one)]
+
+
 def test_there_are_configs():
     assert len(LEAVES) >= 4
     assert len(FILES) > len(LEAVES)
@@ -58,8 +68,8 @@ def test_builds_and_stays_as_it_is(path, in_scope):
     with in_scope(cfg.default_scope):
         first, second = MODELS.build(model), MODELS.build(model)
         for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            if key in cfg:
-                dataset = {**cfg[key].dataset, 'lazy_init': True}
+            for dataset in leaves_of((cfg.get(key) or {}).get('dataset')):
+                dataset = {**dataset, 'lazy_init': True}
                 assert len(DATASETS.build(dataset).pipeline.transforms) > 0
         assert Evaluator(cfg.test_evaluator).metrics
     assert model == given

@@ -14,7 +14,7 @@ HOSTS = {'mmseg', 'mmpretrain', 'mmagic'}
 SYSTEMS = {'featup', 'crm', 'ssen'}
 # Parts of mmplugins that the files of a ring may import; None are the files
 # outside of all rings.
-SHARED = {'registry', 'typing'}
+SHARED = {'registry', 'typing', 'visualization'}
 RINGS = {
     None: SHARED,
     'ops': {'ops'},

@@ -14,6 +14,14 @@ HOST_FREE = {
     'BilinearUpsampler': dict(in_channels=4),
     'BlurLoss': dict(),
     'CRFLoss': dict(),
+    'CRM': dict(
+        backbone=dict(type='mmplugins.CRMBackbone', depth=18),
+        decode_head=dict(type='mmplugins.CRMHead', in_channels=(64, 64, 256)),
+    ),
+    'CRMBackbone': dict(
+        backbone=dict(type='mmpretrain.MobileNetV2', out_indices=(0, 1, 2))
+    ),
+    'CRMHead': dict(),
     'ChannelNorm': dict(normalized_shape=4),
     'FeatUp': dict(
         backbone=dict(type='mmpretrain.MobileNetV2', widen_factor=0.1),
@@ -24,9 +32,15 @@ HOST_FREE = {
         in_channels=1280,
     ),
     'FeatUpNeck': dict(in_channels=4),
+    'GrabCutRefiner': dict(data_preprocessor=dict(type='ImgDataPreprocessor')),
     'FrozenBackbone': dict(backbone=dict(type='mmpretrain.MobileNetV2')),
+    'ImplicitDecoder': dict(in_channels=4),
     'ImplicitUpsampler': dict(in_channels=4),
     'JBUStack': dict(in_channels=4),
+    'MaskCrossEntropyLoss': dict(),
+    'MaskGradientLoss': dict(),
+    'MaskL1Loss': dict(),
+    'MaskL2Loss': dict(),
     'ScaleShiftInvariantLoss': dict(),
     'NearestUpsampler': dict(in_channels=4),
     'SimpleDownsampler': dict(kernel_size=4, stride=2),

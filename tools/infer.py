@@ -4,10 +4,10 @@ import argparse
 
 import torch
 
-from mmplugins.apis import featup
+from mmplugins.apis import featup, refine
 
-# Each module has add_arguments(parser) and run(args).
-COMMANDS = {'featup': featup}
+# Each module has add_arguments(parser), run(args) and MEMORY_OPTION.
+COMMANDS = {'featup': featup, 'refine': refine}
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,11 +23,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    command = COMMANDS[args.command]
     try:
-        COMMANDS[args.command].run(args)
+        command.run(args)
     except torch.cuda.OutOfMemoryError as error:
         raise SystemExit(
-            'error: out of memory: give a smaller --max-size'
+            f'error: out of memory: give a smaller {command.MEMORY_OPTION}'
         ) from error
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error

@@ -10,7 +10,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
@@ -147,7 +147,12 @@ def parse_args() -> argparse.Namespace:
     add('--num-images', type=int, default=4, help='4 by default')
     add('--steps', type=int, default=300, help='of each fit; 300 by default')
     add('--metrics', metavar='FILE', help='write the figures as JSON')
-    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    add(
+        '--cfg-options',
+        nargs='+',
+        action=launch.KeyValueAction,
+        metavar='KEY=VALUE',
+    )
     return parser.parse_args()
 
 

@@ -4,24 +4,16 @@
 OpenCV's order, a pixel (y, x), C the channels of the features.
 """
 
-import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
-import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from mmplugins.compat import load_config
-from mmplugins.featup import FeatUp
+from mmplugins.featup import FeatUp, ImplicitUpsampler
 from mmplugins.featup.inspection import (
     Inspection,
     component_rows,
@@ -31,10 +23,24 @@ from mmplugins.featup.inspection import (
     similarity_rows,
 )
 from mmplugins.featup.similarity import check_query
-from mmplugins.featup.visualization import contact_sheet
+from mmplugins.featup.upsamplers import BaseUpsampler
+from mmplugins.visualization import contact_sheet
 
-from .launch import require_file, require_folder
+from .inference import (
+    add_model_arguments,
+    build_model,
+    check_model_arguments,
+    complete,
+    load_weights,
+    quiet,
+    read_image,
+    times,
+    write_pictures,
+)
+from .launch import require_file
 
+# What to make smaller where memory runs out.
+MEMORY_OPTION = '--max-size'
 # Parts of a model that the pictures show.
 _PARTS = {
     'backbone',
@@ -74,27 +80,28 @@ class FeatUpInferencer:
         device: str = 'cpu',
         max_memory: float = 1024,
     ) -> None:
-        cfg = load_config(model) if isinstance(model, str) else model
-        if 'model' not in cfg:
-            raise ValueError(f'config {cfg.filename} has no model')
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            self.model = MODELS.build(cfg.model)
-            if not isinstance(self.model, FeatUp):
-                find_neck(self.model)
-            if weights is None:
-                with _quiet():
-                    self.model.init_weights()
-            else:
-                load_all(self.model, weights)
+        self.model = build_model(model)
+        if not isinstance(self.model, FeatUp):
+            find_neck(self.model)
+        if weights is None:
+            with quiet():
+                self.model.init_weights()
+        else:
+            load_all(self.model, weights)
         self.model.requires_grad_(False).to(device).eval()
         self.max_memory = max_memory
 
     @property
+    def upsampler(self) -> BaseUpsampler:
+        """The upsampler that is shown."""
+        if isinstance(self.model, FeatUp):
+            return self.model.upsampler
+        return find_neck(self.model).upsamplers[-1]
+
+    @property
     def in_channels(self) -> int:
         """Channels C of the features that are upsampled."""
-        if isinstance(self.model, FeatUp):
-            return self.model.upsampler.in_channels
-        return find_neck(self.model).upsamplers[-1].in_channels
+        return self.upsampler.in_channels
 
     def __call__(
         self,
@@ -112,15 +119,18 @@ class FeatUpInferencer:
             query (np.ndarray | Tensor, optional): Vector (C,) to show what is
                 similar to it. Defaults to None.
             max_size (int, optional): Longer side in pixels that a larger
-                image is reduced to. Defaults to None, any.
+                image is reduced to. Defaults to None, any. For an
+                ImplicitUpsampler all images become as large as the one it
+                was trained on, so that both cover the same area.
 
         Returns:
             tuple[np.ndarray, Inspection]: RGB sheet (H, W, 3), uint8, and
             what is in it.
 
         Raises:
-            ValueError: If the file holds no image, the pixel lies outside or
-                the vector is not of C numbers.
+            ValueError: If the file holds no image, the pixel lies outside,
+                the vector is not of C numbers, or an ImplicitUpsampler
+                belongs to another image.
         """
         if isinstance(image, str):
             image = read_image(image)
@@ -130,9 +140,21 @@ class FeatUpInferencer:
         if pixel is not None:
             check_pixel(pixel, image)
         whole = image.shape[:2]
-        image = _reduce(image, max_size)
+        upsampler = self.upsampler
+        trained = isinstance(upsampler, ImplicitUpsampler)
+        trained = trained and upsampler.prepared
+        if trained:
+            size = upsampler.image_size.tolist()
+            image = cv2.resize(image, size[::-1])
+        else:
+            image = _reduce(image, max_size)
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         inspection = inspect_image(self.model, pixels)
+        if trained and not upsampler.belongs_to(inspection.guidance):
+            raise ValueError(
+                'ImplicitUpsampler belongs to the image that it was trained '
+                'on, and this is another: train one for it, or use JBUStack'
+            )
         picture = pixels.flip(0) / 255
         rows = component_rows(inspection, picture)
         if pixel is not None:
@@ -148,6 +170,19 @@ class FeatUpInferencer:
             )
         return contact_sheet(rows, 3 * _column(image)), inspection
 
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Check that images of a size are large enough, without one.
+
+        Args:
+            size (tuple[int, int]): Height and width in pixels.
+
+        Raises:
+            ValueError: If they have too few cells for the upsampler.
+        """
+        image = torch.zeros(3, *size, dtype=torch.uint8)
+        inspection = inspect_image(self.model, image)
+        inspection.linear(torch.zeros(1, self.in_channels))
+
     def save_features(
         self, inspection: Inspection, low: Path, high: Path
     ) -> None:
@@ -158,7 +193,7 @@ class FeatUpInferencer:
             low (Path): File for the features before, (C, h, w).
             high (Path): File for those after, (C, h', w').
         """
-        with _complete(high) as part:
+        with complete(high) as part:
             file, start = None, 0
             for block in inspection.high_chunks(self.max_memory):
                 if file is None:
@@ -170,7 +205,7 @@ class FeatUpInferencer:
                 start += len(block)
             file.flush()
             del file
-        with _complete(low) as part, part.open('wb') as stream:
+        with complete(low) as part, part.open('wb') as stream:
             np.save(stream, inspection.low.float().cpu().numpy())
 
 
@@ -187,16 +222,7 @@ def load_all(model: nn.Module, path: str) -> None:
     Raises:
         ValueError: If it does not read, or lacks weights or has others.
     """
-    try:
-        checkpoint = load_checkpoint(model, path, 'cpu', logger='silent')
-    except Exception as error:  # pickle and zip have many
-        reason = str(error).partition('\n')[0]
-        raise ValueError(
-            f'checkpoint {path} does not read: '
-            f'{type(error).__name__}: {reason}'
-        ) from error
-    state = checkpoint.get('state_dict', checkpoint)
-    held = {k.removeprefix('module.'): _shape(v) for k, v in state.items()}
+    held = {k: _shape(v) for k, v in load_weights(model, path).items()}
     wanted = {
         key: _shape(value)
         for key, value in model.state_dict().items()
@@ -205,7 +231,7 @@ def load_all(model: nn.Module, path: str) -> None:
     }
     if not any(key.startswith('backbone.') for key in held):
         wanted = {k: v for k, v in wanted.items() if k[:9] != 'backbone.'}
-        with _quiet():
+        with quiet():
             model.backbone.init_weights()
     missing = [key for key in wanted if key not in held]
     if missing:
@@ -219,28 +245,6 @@ def load_all(model: nn.Module, path: str) -> None:
             f'checkpoint {path} does not fit the config: other shapes of '
             f'{_list(others)}'
         )
-
-
-def read_image(path: str) -> np.ndarray:
-    """Read any photograph: grey becomes colour, transparency is left out.
-
-    Args:
-        path (str): File.
-
-    Returns:
-        np.ndarray: Image, upright, (H, W, 3), uint8.
-
-    Raises:
-        ValueError: If there is no such file or it is not an image.
-    """
-    require_file('image', path)
-    try:
-        image = mmcv.imread(path, backend='cv2')
-    except cv2.error:  # of an empty file
-        image = None
-    if image is None:
-        raise ValueError(f'{path} is not an image that OpenCV reads')
-    return image
 
 
 def check_pixel(pixel: tuple[int, int], image: np.ndarray) -> None:
@@ -263,20 +267,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser (ArgumentParser): Parser to extend.
     """
     parser.add_argument('images', nargs='+', metavar='IMAGE')
-    parser.add_argument(
-        '--config',
-        required=True,
-        help='config of mmplugins.FeatUp, or of a model with a FeatUpNeck',
-    )
-    parser.add_argument(
-        '--checkpoint',
-        help='its weights; as the config initialises them by default',
-    )
-    parser.add_argument(
-        '--out-dir',
-        default='work_dirs/infer',
-        metavar='DIR',
-        help='where the figures go; work_dirs/infer by default',
+    add_model_arguments(
+        parser,
+        config='config of mmplugins.FeatUp, or of a model with a FeatUpNeck',
+        checkpoint='its weights; as the config initialises them by default',
     )
     query = parser.add_mutually_exclusive_group()
     query.add_argument(
@@ -296,7 +290,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         action='store_true',
         help='also write the features before and after, as .npy',
     )
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument(
         '--max-size',
         type=int,
@@ -318,42 +311,49 @@ def run(args: Namespace) -> None:
         OSError: If a file cannot be written.
         ValueError: If an argument is not valid.
     """
-    require_file('config', args.config)
-    if args.checkpoint:
-        require_file('checkpoint', args.checkpoint)
-    require_folder('--out-dir', args.out_dir)
+    check_model_arguments(args)
     if args.max_size < 1:
         raise ValueError(f'--max-size must be 1 or more, got {args.max_size}')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device cuda: no GPU that torch can use')
-    sources = _check_images(args.images, args.pixel)
+    sources, smallest = _check_images(args.images, args.pixel, args.max_size)
     query = args.text_embedding and _read_vector(args.text_embedding)
     inferencer = FeatUpInferencer(args.config, args.checkpoint, args.device)
     if query is not None:
         check_query(torch.from_numpy(query), inferencer.in_channels)
+    if isinstance(inferencer.upsampler, ImplicitUpsampler):
+        if len(sources) > 1:
+            raise ValueError(
+                'ImplicitUpsampler belongs to one image, got '
+                f'{len(sources)} images'
+            )
+    else:
+        path, size = smallest
+        try:
+            inferencer.require_size(size)
+        except ValueError as error:
+            raise ValueError(f'image {path}: {error}') from error
     if not args.checkpoint:
         print('no --checkpoint: weights as the config initialises them')
     folder = Path(args.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     for stem, source in sources.items():
         sheet, inspection = inferencer(
             source, args.pixel, query, args.max_size
         )
+        folder.mkdir(parents=True, exist_ok=True)
         if args.save_features:
             inferencer.save_features(
                 inspection,
                 *(folder / f'{stem}_{x}.npy' for x in ('low', 'high')),
             )
         target = folder / f'{stem}.png'
-        _write_picture(target, sheet)
+        write_pictures({target: sheet})
         print(f'{target}: {_describe(inspection, inferencer.max_memory)}')
 
 
 def _check_images(
-    paths: list[str], pixel: tuple[int, int] | None
-) -> dict[str, str]:
-    """Images by the names of their figures."""
-    sources = {}
+    paths: list[str], pixel: tuple[int, int] | None, max_size: int
+) -> tuple[dict[str, str], tuple[str, tuple[int, int]]]:
+    """Images by the names of their figures, and the least with its size."""
+    sources, sizes = {}, {}
     for path in paths:
         image = read_image(path)
         if pixel is not None:
@@ -364,7 +364,8 @@ def _check_images(
                 f'figures are named after images: {other} and {path} would '
                 'have the same'
             )
-    return sources
+        sizes[path] = _reduced(image.shape[:2], max_size)
+    return sources, min(sizes.items(), key=lambda item: min(item[1]))
 
 
 def _read_vector(path: str) -> np.ndarray:
@@ -382,11 +383,17 @@ def _read_vector(path: str) -> np.ndarray:
 
 def _reduce(image: np.ndarray, max_size: int | None) -> np.ndarray:
     """Reduce an image to a longer side, if it is larger."""
-    size = image.shape[:2]
-    if max_size is None or max(size) <= max_size:
+    rows, columns = _reduced(image.shape[:2], max_size)
+    if (rows, columns) == image.shape[:2]:
         return np.ascontiguousarray(image)
-    rows, columns = (max(1, round(n * max_size / max(size))) for n in size)
     return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def _reduced(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
+    """Height and width with a longer side of so many pixels at most."""
+    if max_size is None or max(size) <= max_size:
+        return size
+    return tuple(max(1, round(n * max_size / max(size))) for n in size)
 
 
 def _column(image: np.ndarray) -> int:
@@ -404,48 +411,13 @@ def _describe(inspection: Inspection, max_memory: float) -> str:
     high = inspection.crop(torch.empty(fine, device='meta'))
     chunk = min(inspection.chunk(max_memory), len(low))
     return (
-        f'image {_times(inspection.size)}, features {_times(low.shape)} to '
-        f'{_times(high.shape)}, at most {chunk} channels at a time'
+        f'image {times(inspection.size)}, features {times(low.shape)} to '
+        f'{times(high.shape)}, at most {chunk} channels at a time'
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without mmengine's three lines for each parameter it initialises."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A file to write, which takes its name once it is complete."""
-    part = path.with_name(path.name + '.part')
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_picture(path: Path, image: np.ndarray) -> None:
-    done, data = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise OSError(f'cannot write {path}')
-    with _complete(path) as part:
-        part.write_bytes(data.tobytes())
 
 
 def _shape(value: object) -> tuple[int, ...]:
     return tuple(getattr(value, 'shape', ()))
-
-
-def _times(shape: Iterable[int]) -> str:
-    return ' x '.join(map(str, shape))
 
 
 def _list(keys: list[str]) -> str:

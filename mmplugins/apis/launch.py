@@ -6,15 +6,40 @@ own name and one meaning for configs of mmseg, mmpretrain and mmagic.
 
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import CheckpointLoader, Runner
 
 from mmplugins.compat import load_config
+
+from .checkpoints import require_fit
+from .inputs import check_inputs
+
+_REFINED = 'mmplugins.RefinedSegmentor'
+_REFINEMENT = 'mmplugins.MaskRefinementMetric'
+
+
+class KeyValueAction(DictAction):
+    """KEY=VALUE, or a usage error where mmengine has a traceback."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        """Add the options to those that are there."""
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} {value}: give KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=KeyValueAction,
         metavar='KEY=VALUE',
         help='override keys of the config, e.g. optim_wrapper.optimizer.lr=1',
     )
@@ -57,7 +82,8 @@ def read_config(args: Namespace) -> Config:
         Config: The config with its overrides, launcher and work_dir.
 
     Raises:
-        ValueError: If the config does not exist or does not read.
+        ValueError: If the config does not exist or does not read, or names
+            weights or data that do not exist.
     """
     require_file('config', args.config)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -72,6 +98,7 @@ def read_config(args: Namespace) -> Config:
         for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(key):
                 cfg[key].setdefault('collate_fn', dict(type='default_collate'))
+    check_inputs(cfg, args)
     return cfg
 
 
@@ -87,6 +114,19 @@ def require_file(what: str, path: str) -> None:
     """
     if not Path(path).is_file():
         raise ValueError(f'{what} {path} does not exist')
+
+
+def require_checkpoint(path: str) -> None:
+    """Check that a checkpoint exists; ``'none'`` is for models without one.
+
+    Args:
+        path (str): Its path.
+
+    Raises:
+        ValueError: If it does not exist.
+    """
+    if path != 'none':
+        require_file('checkpoint', path)
 
 
 def require_folder(flag: str, path: str | None) -> None:
@@ -217,8 +257,121 @@ def enable_tta(cfg: Config) -> None:
         cfg.model.data_preprocessor = module.data_preprocessor
 
 
+def enable_refine(cfg: Config, config: str, checkpoint: str) -> None:
+    """Test with refined predictions (``--refine``).
+
+    Wraps the model in :class:`mmplugins.crm.segmentor.RefinedSegmentor`, with
+    its options from ``refined_model`` of the config, and adds figures before
+    and after refinement where there is ground truth.
+
+    Args:
+        cfg (Config): Config of mmseg to change.
+        config (str): Config file whose ``model`` refines, one of CRM.
+        checkpoint (str): Checkpoint of that model; ``'none'`` for one that
+            has no weights.
+
+    Raises:
+        ValueError: If the config is not one of mmseg or already refines, or
+            the refiner does not build, or its checkpoint does not fit.
+    """
+    scope = cfg.get('default_scope')
+    if scope != 'mmseg':
+        raise ValueError(
+            f"--refine needs default_scope = 'mmseg', got {scope!r}"
+        )
+    if not cfg.get('model'):
+        raise ValueError('--refine needs model in the config')
+    if cfg.model.get('type') == _REFINED:
+        raise ValueError(f'--refine: model of the config is {_REFINED} itself')
+    refiner = _read_refiner(config, checkpoint)
+    options = {'type': _REFINED, **_as_dict(cfg.get('refined_model'))}
+    cfg.model = ConfigDict(**options, module=cfg.model, refiner=refiner)
+    if cfg.get('test_evaluator'):
+        cfg.test_evaluator = _with_metric(cfg)
+
+
+def _read_refiner(config: str, checkpoint: str) -> ConfigDict:
+    """Model of a config with a checkpoint that fills it."""
+    require_file('config', config)
+    require_checkpoint(checkpoint)
+    cfg = load_config(config)
+    refiner = cfg.get('model')
+    if not refiner:
+        raise ValueError(f'--refine needs model in {config}')
+    if 'data_preprocessor' in cfg:  # as a runner does it
+        refiner.setdefault('data_preprocessor', cfg.data_preprocessor)
+    # All weights come from the checkpoint; nothing else is downloaded.
+    refiner = _without_weights(refiner)
+    try:
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            model = MODELS.build(deepcopy(refiner))
+    except Exception as error:  # a model is code: anything may happen
+        reason = str(error).partition('\n')[0]
+        raise ValueError(
+            f'--refine: model of {config} does not build: '
+            f'{type(error).__name__}: {reason}'
+        ) from error
+    if not callable(getattr(model, 'refine', None)):
+        raise ValueError(
+            f'--refine needs a model that refines, as mmplugins.CRM, {config} '
+            f'has {type(model).__name__}'
+        )
+    if checkpoint == 'none':
+        if [*model.parameters()]:
+            raise ValueError(
+                f'--refine: model of {config} has weights and needs a '
+                'checkpoint, got none'
+            )
+        return refiner
+    try:
+        state = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
+        state = state.get('state_dict', state)
+        state = {key.removeprefix('module.'): x for key, x in state.items()}
+        require_fit(model, state)
+    except Exception as error:  # pickle and zip have many
+        reason = str(error).partition('\n')[0]
+        raise ValueError(
+            f'checkpoint {checkpoint} does not fit {config}: {reason}'
+        ) from error
+    refiner.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+    return refiner
+
+
+def _without_weights(value: object) -> object:
+    """A config without the checkpoints that it initialises from."""
+    if isinstance(value, dict):
+        return ConfigDict(
+            (key, _without_weights(one))
+            for key, one in value.items()
+            if key not in ('init_cfg', 'pretrained')
+        )
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_weights(one) for one in value)
+    return value
+
+
+def _with_metric(cfg: Config) -> list | ConfigDict:
+    """Evaluator of a test, and figures before and after refinement."""
+    evaluator = cfg.test_evaluator
+    whole = isinstance(evaluator, dict) and 'metrics' in evaluator
+    metrics = evaluator.metrics if whole else evaluator
+    metrics = [metrics] if isinstance(metrics, dict) else [*metrics]
+    if not any(
+        one.get('type') == _REFINEMENT or one.get('format_only')
+        for one in metrics
+    ):
+        dataset = _as_dict(_as_dict(cfg.get('test_dataloader')).get('dataset'))
+        known = [one.get('ignore_index') for one in [*metrics, dataset]]
+        known = [index for index in known if index is not None]
+        ignored = known[0] if known else 255
+        metrics.append(ConfigDict(type=_REFINEMENT, ignore_index=ignored))
+    return ConfigDict({**evaluator, 'metrics': metrics}) if whole else metrics
+
+
 def enable_pictures(cfg: Config, folder: str) -> None:
     """Draw predictions with the host's own hook (``--show-dir``).
+
+    Class activation maps, which mmpretrain's does not draw, with ours.
 
     Args:
         cfg (Config): Config to change.
@@ -232,12 +385,16 @@ def enable_pictures(cfg: Config, folder: str) -> None:
     if not cfg.get('visualizer'):
         raise ValueError('--show-dir needs visualizer in the config')
     hooks = cfg.setdefault('default_hooks', ConfigDict())
-    if scope == 'mmpretrain':
+    model = _as_dict(cfg.get('model')).get('type')
+    if scope == 'mmpretrain' and model == 'mmplugins.GuidedImageClassifier':
+        hook = dict(type='mmplugins.CAMVisualizationHook')
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    elif scope == 'mmpretrain':
         hooks.visualization = dict(
             type='VisualizationHook', enable=True, interval=1, out_dir=folder
         )
         return
-    if scope == 'mmseg':
+    elif scope == 'mmseg':
         hooks.visualization = dict(
             type='SegVisualizationHook', draw=True, interval=1
         )

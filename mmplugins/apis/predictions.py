@@ -21,7 +21,8 @@ class SavePredictionsHook(Hook):
     Class maps (mmseg) become PNG of class ids as the dataset's annotations
     count them, depth maps become ``.npy`` in the model's unit, restored images
     (mmagic) become PNG, classes (mmpretrain) become lines of
-    ``predictions.jsonl``.
+    ``predictions.jsonl``, their activation maps in [0, 1]
+    (``mmplugins.GuidedImageClassifier``) ``.npy`` of the network's input.
 
     Args:
         out_dir (str): Folder to write to.
@@ -63,6 +64,9 @@ class SavePredictionsHook(Hook):
             depth = sample.pred_depth_map.data[0].cpu().numpy()
             np.save(self._target(sample, '.npy'), depth)
         elif 'pred_label' in sample:
+            if 'cam' in sample:
+                cam = sample.cam.cpu().numpy()
+                np.save(self._target(sample, '.npy'), cam)
             with (self.out_dir / 'predictions.jsonl').open('a') as file:
                 file.write(json.dumps(_classes(sample)) + '\n')
         elif 'output' in sample and 'pred_img' in sample.output:

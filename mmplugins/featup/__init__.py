@@ -6,7 +6,7 @@ from .depth import ScaleShiftInvariantLoss
 from .depth_metrics import AlignedDepthMetric
 from .downsamplers import AttentionDownsampler, SimpleDownsampler
 from .fitting import ImplicitFit, PrepareImplicitHook, fit_implicit
-from .hooks import FeatUpVisualizationHook
+from .hooks import CAMVisualizationHook, FeatUpVisualizationHook
 from .implicit import ImplicitUpsampler
 from .losses import BlurLoss, CRFLoss, TotalVariationLoss
 from .metrics import CAMMetric
@@ -22,6 +22,7 @@ __all__ = [
     'BlurLoss',
     'BoundaryFScore',
     'CAMMetric',
+    'CAMVisualizationHook',
     'CRFLoss',
     'ChannelNorm',
     'FeatUp',

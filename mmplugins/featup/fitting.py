@@ -51,7 +51,7 @@ def fit_implicit(
     views_per_step: int = 6,
     samples_per_cell: int = 4,
     stride: int | None = None,
-    offset: int = 0,
+    offset: float = 0,
     max_pad: int = 30,
     max_zoom: float = 1.8,
     lr: float = 2e-3,
@@ -84,9 +84,9 @@ def fit_implicit(
         stride (int, optional): Pixels per cell. Defaults to None, inferred.
             The image is resampled to the nearest multiple, so that cells
             cover it exactly.
-        offset (int): Pixel where the backbone's first cell begins, 0 or less;
-            :func:`~mmplugins.featup.strides.measure_offset` tells. Defaults
-            to 0.
+        offset (float): Pixel where the backbone's first cell begins, 0 or
+            less, rounded to a whole one; :func:`~mmplugins.featup.strides.
+            measure_offset` tells. Defaults to 0.
         max_pad (int): As in :func:`sample_views`. Defaults to 30.
         max_zoom (float): As in :func:`sample_views`. Defaults to 1.8.
         lr (float): Learning rate of NAdam. Defaults to 2e-3.
@@ -107,8 +107,8 @@ def fit_implicit(
         ImplicitFit: The fitted upsampler and what belongs to it.
 
     Raises:
-        ValueError: If the image is not (1, 3, H, W), a number is below 1, or
-            the backbone is in training mode.
+        ValueError: If the image is not (1, 3, H, W) of a floating type, a
+            number is below 1, or the backbone is in training mode.
     """
     for key, value in dict(
         steps=steps,
@@ -125,8 +125,13 @@ def fit_implicit(
             f'fit_implicit needs one image (1, 3, H, W), got '
             f'{tuple(image.shape)}'
         )
+    if not image.is_floating_point():
+        raise ValueError(
+            'fit_implicit needs an image normalised for the backbone, of a '
+            f'floating type, got {image.dtype}'
+        )
     _check_frozen(backbone)
-    check_offset('fit_implicit', offset, stride)
+    offset = check_offset('fit_implicit', offset, stride)
     # Initial weights and dropout follow the generator too, while torch's own
     # goes on as before.
     seed = int(torch.randint(2**62, (), generator=generator))
@@ -237,11 +242,11 @@ class _Objective(nn.Module):
 class PrepareImplicitHook(Hook):
     """Show an :class:`ImplicitUpsampler` its image before training begins.
 
-    For :class:`mmplugins.featup.FeatUp` on a training set of one image,
-    loaded without random transforms: the grid, the range of the colours and
-    the principal components of the features of some views become part of the
-    model's state. An upsampler from a checkpoint has them already and stays
-    as it is.
+    For :class:`mmplugins.featup.FeatUp` on a training set of one image of
+    whole cells, loaded without random transforms: the grid, the range of the
+    colours and the principal components of the features of some views become
+    part of the model's state. An upsampler from a checkpoint has them already
+    and stays as it is.
 
     Args:
         num_views (int): Views that the components are taken from. Defaults
@@ -264,7 +269,7 @@ class PrepareImplicitHook(Hook):
 
         Raises:
             ValueError: If the upsampler is another one, or the training set
-                is not one image.
+                is not one image of whole cells.
         """
         model = runner.model
         if is_model_wrapper(model):
@@ -285,7 +290,16 @@ class PrepareImplicitHook(Hook):
             return
         data = loader.collate_fn([loader.dataset[0]])
         image = model.data_preprocessor(data)['inputs']
+        size = tuple(image.shape[-2:])
         image, feats = model.whole_cells(image, model.extract_feat(image))
+        if image.shape[-2:] != size:
+            # A cut image covers another area than the photograph in use.
+            rows, columns = image.shape[-2:]
+            raise ValueError(
+                'PrepareImplicitHook needs an image of whole cells, got '
+                f"{size[0]} x {size[1]} pixels: add dict(type='Resize', "
+                f'scale=({columns}, {rows})) to the pipeline'
+            )
         views = sample_views(
             self.num_views,
             image.shape[-2:],
@@ -299,9 +313,9 @@ class PrepareImplicitHook(Hook):
 
         def prepare(feats: Tensor, guidance: Tensor) -> Tensor:
             nonlocal kept
-            size = upsampler.output_size(feats, guidance)
-            kept = upsampler.prepare(of_views, guidance, size)
-            return feats.new_zeros(1, 1, *size)
+            grid = upsampler.output_size(feats, guidance)
+            kept = upsampler.prepare(of_views, guidance, grid, size)
+            return feats.new_zeros(1, 1, *grid)
 
         # What the upsampler is given in training may reach beyond the image.
         over_image(

@@ -6,7 +6,7 @@ o + s (j + 1)).
 """
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, isfinite
 
 import torch
 import torch.nn.functional as F
@@ -47,26 +47,27 @@ def over_image(
     return fit(out, steps, size, offset)
 
 
-def check_offset(name: str, offset: int, stride: float | None = None) -> int:
+def check_offset(name: str, offset: float, stride: float | None = None) -> int:
     """Raise unless an offset leaves the image's corner in the first cell.
 
     Args:
         name (str): Who takes the offset.
-        offset (int): Pixel where the first cell begins.
+        offset (float): Pixel where the first cell begins.
         stride (float, optional): Pixels per cell. Defaults to None, unknown.
 
     Returns:
-        int: The offset.
+        int: The offset, rounded to a whole pixel.
 
     Raises:
-        ValueError: If it is above 0, or a cell or more below.
+        ValueError: If that is above 0, or a cell or more below.
     """
-    if not isinstance(offset, int) or offset > 0 or offset <= -(stride or 1e9):
+    number = isinstance(offset, (int, float)) and isfinite(offset)
+    if not number or not -(stride or 1e9) < round(offset) <= 0:
         raise ValueError(
-            f'offset of {name} must be a whole number of pixels from '
+            f'offset of {name} must be a number of pixels from '
             f'-{stride or "stride"} (excluded) to 0, got {offset}'
         )
-    return offset
+    return round(offset)
 
 
 def cover(

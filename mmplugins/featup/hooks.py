@@ -1,8 +1,9 @@
-"""Pictures of what an upsampler learns, while it learns."""
+"""Pictures of what an upsampler learns and of what a classifier sees."""
 
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmplugins.registry import HOOKS
+from mmplugins.visualization import Panel, contact_sheet
 
 from .inspection import (
     component_rows,
@@ -22,7 +25,7 @@ from .inspection import (
     kernel_rows,
 )
 from .model import FeatUp
-from .visualization import contact_sheet
+from .visualization import heat_image
 
 
 @HOOKS.register_module()
@@ -91,9 +94,11 @@ class FeatUpVisualizationHook(Hook):
             )
         count = len(runner.val_loop.dataloader.dataset)
         if not all(-count <= index < count for index in self.indices):
+            valid = tuple(range(count))[: len(self.indices)]
             raise ValueError(
                 f'indices={self.indices} of FeatUpVisualizationHook: the '
-                f'validation set has {count} images'
+                f'validation set has {count} images, set for example '
+                f'indices={valid}'
             )
 
     def after_train_iter(
@@ -131,6 +136,57 @@ class FeatUpVisualizationHook(Hook):
                     + kernel_rows(inspection, picture, middle)
                 )
                 runner.visualizer.add_image(f'featup_{index}', sheet, step)
+
+
+@HOOKS.register_module()
+class CAMVisualizationHook(Hook):
+    """Show each image of a test beside its class activation map.
+
+    Of ``mmplugins.GuidedImageClassifier``: the image as the network sees it,
+    and over it the map of the class that scores best. Sheets go to the
+    runner's visualizer, so to files (``<image>_<number>.png``) or TensorBoard.
+    """
+
+    priority = 'LOW'
+
+    def before_test(self, runner: Runner) -> None:
+        """Count images anew."""
+        self.count = 0
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Draw the images of one batch.
+
+        Raises:
+            ValueError: If a prediction has no map.
+        """
+        classes = (runner.visualizer.dataset_meta or {}).get('classes')
+        for image, sample in zip(data_batch['inputs'], outputs):
+            if 'cam' not in sample:
+                raise ValueError(
+                    'CAMVisualizationHook draws cam of '
+                    'mmplugins.GuidedImageClassifier, this prediction has '
+                    f'{sample.keys()}'
+                )
+            label = int(sample.pred_score.argmax())
+            score = float(sample.pred_score[label])
+            name = classes[label] if classes else f'class {label}'
+            picture = _picture(image)
+            # Without what the preprocessor padded.
+            cam = sample.cam[: picture.shape[1], : picture.shape[2]]
+            over = (picture + heat_image(cam, 0, 1)) / 2
+            caption = f'{name}, score {score:.2f}'
+            sheet = contact_sheet(
+                [[Panel('image', picture), Panel(caption, over)]], 960
+            )
+            stem = Path(sample.get('img_path') or 'cam').stem
+            runner.visualizer.add_image(stem, sheet, self.count)
+            self.count += 1
 
 
 @contextmanager

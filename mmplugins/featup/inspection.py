@@ -17,6 +17,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mmplugins.visualization import Panel
+
 from .grids import cover
 from .model import FeatUp
 from .neck import FeatUpNeck
@@ -29,7 +31,6 @@ from .similarity import (
 from .strides import infer_stride
 from .upsamplers import BaseUpsampler, JBUStack
 from .visualization import (
-    Panel,
     component_images,
     heat_image,
     kernel_image,
@@ -198,6 +199,12 @@ def find_neck(model: nn.Module) -> FeatUpNeck:
     for name in ('neck', 'featup'):
         if isinstance(getattr(model, name, None), FeatUpNeck):
             return getattr(model, name)
+    if hasattr(getattr(model, 'decode_head', None), 'upsamplers'):
+        raise ValueError(
+            f'{type(model.decode_head).__name__} upsamples inside the head, '
+            'which is not shown: shown are mmplugins.FeatUp and models with '
+            "neck=dict(type='mmplugins.FeatUpNeck')"
+        )
     raise ValueError(
         f'{type(model).__name__} holds no upsampler to look at: the model '
         "must be mmplugins.FeatUp, or have neck=dict(type='mmplugins."

@@ -68,9 +68,9 @@ class FeatUp(BaseModel):
             ``dict(type='mmplugins.TotalVariationLoss')``. Defaults to ().
         stride (int, optional): Pixels per cell of the backbone. Defaults to
             None, measured.
-        offset (int): Pixel where the backbone's first cell begins, 0 or less;
-            :func:`~mmplugins.featup.strides.measure_offset` tells. Defaults
-            to 0.
+        offset (float): Pixel where the backbone's first cell begins, 0 or
+            less, rounded to a whole one; :func:`~mmplugins.featup.strides.
+            measure_offset` tells. Defaults to 0.
         data_preprocessor (dict, optional): Normalises the images. Defaults to
             None.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
@@ -94,7 +94,7 @@ class FeatUp(BaseModel):
         magnitude_weight: float = 0.0,
         priors: Sequence[ConfigType] = (),
         stride: int | None = None,
-        offset: int = 0,
+        offset: float = 0,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
@@ -170,11 +170,18 @@ class FeatUp(BaseModel):
                 f'gives {len(maps)} maps'
             )
         x = maps[self.level]
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if not isinstance(x, Tensor) or x.ndim != 4:
+            shape = tuple(getattr(x, 'shape', ())) or type(x).__name__
             raise ValueError(
-                f'in_channels={self.in_channels} of FeatUp needs maps (B, '
-                f'{self.in_channels}, h, w) at level {self.level} of the '
-                f'backbone, got {tuple(x.shape)}'
+                f'FeatUp needs maps (B, C, h, w), level {self.level} of the '
+                f"backbone is {shape}: set out_type='featmap' in a "
+                'transformer, gap_before_final_norm=False in a ConvNeXt'
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'in_channels={self.in_channels} of FeatUp does not match '
+                f'level {self.level} of the backbone, {tuple(x.shape)}: set '
+                f'in_channels={x.shape[1]}'
             )
         return self.norm(x)
 

@@ -18,7 +18,7 @@ from mmplugins.registry import MODELS
 from mmplugins.typing import MultiConfig, OptConfigType, OptMultiConfig
 
 from .grids import check_offset, over_image
-from .strides import fits, infer_stride, measure_strides
+from .strides import fits, infer_stride, measure_maps
 from .upsamplers import check_finite
 
 
@@ -66,9 +66,10 @@ class FeatUpNeck(BaseModule):
             convolution, such as ``dict(kernel_size=3, padding=1,
             norm_cfg=dict(type='BN'))``. Defaults to None: 1x1 without
             normalisation and activation.
-        offsets (int | Sequence[int]): Pixel where the first cell begins, 0 or
-            less, of the named levels; :func:`~mmplugins.featup.strides.
-            measure_offset` tells. Defaults to 0.
+        offsets (float | Sequence[float]): Pixel where the first cell begins,
+            0 or less, of the named levels; rounded to whole pixels.
+            :func:`~mmplugins.featup.strides.measure_offset` tells. Defaults
+            to 0.
 
     Raises:
         ValueError: If the arguments do not fit each other.
@@ -85,7 +86,7 @@ class FeatUpNeck(BaseModule):
         init_cfg: OptMultiConfig = None,
         strides: int | Sequence[int] | None = None,
         reduction: OptConfigType = None,
-        offsets: int | Sequence[int] = 0,
+        offsets: float | Sequence[float] = 0,
     ) -> None:
         super().__init__(init_cfg)
         if isinstance(levels, (int, str)) or not levels:
@@ -159,15 +160,18 @@ class FeatUpNeck(BaseModule):
             backbone (nn.Module): The backbone that feeds this neck.
 
         Raises:
-            ValueError: If a level does not exist.
+            ValueError: If a level does not exist or has other channels.
         """
-        measured = measure_strides(backbone)
+        measured = measure_maps(backbone)
         if measured is not None:
             self.num_maps = len(measured)
-            levels = self._resolve(self.num_maps)
+            maps = [measured[level] for level in self._resolve(len(measured))]
+            for index, found in enumerate(maps):
+                if found:
+                    self._check_channels(index, found.channels)
             self.strides = [
-                given or measured[level]
-                for given, level in zip(self.strides, levels)
+                given or (found and found.stride)
+                for given, found in zip(self.strides, maps)
             ]
             for offset, stride in zip(self.offsets, self.strides):
                 check_offset('FeatUpNeck', offset, stride)
@@ -326,7 +330,7 @@ class FeatUpNeck(BaseModule):
 
     def _check(self, index: int, x: Tensor) -> None:
         """Raise unless a level is a map of the channels it should have."""
-        level, channels = self.levels[index], self.in_channels[index]
+        level = self.levels[index]
         if not isinstance(x, Tensor) or x.ndim != 4:
             shape = tuple(getattr(x, 'shape', ())) or type(x).__name__
             raise ValueError(
@@ -334,10 +338,16 @@ class FeatUpNeck(BaseModule):
                 f"{shape}: set out_type='featmap' in a transformer backbone, "
                 'gap_before_final_norm=False in a ConvNeXt'
             )
-        if x.shape[1] != channels:
-            raise ValueError(
-                f'in_channels={channels} of FeatUpNeck does not match level '
-                f'{level} of the backbone, which has {x.shape[1]} channels'
-            )
+        self._check_channels(index, x.shape[1])
         # Before a norm or a convolution spreads it.
         check_finite(f'FeatUpNeck level {level}', x)
+
+    def _check_channels(self, index: int, given: int) -> None:
+        """Raise unless the backbone gives the channels that are expected."""
+        channels = self.in_channels[index]
+        if given != channels:
+            raise ValueError(
+                f'in_channels={channels} of FeatUpNeck does not match level '
+                f'{self.levels[index]} of the backbone, which has {given} '
+                f'channels: set in_channels={given}'
+            )

@@ -5,6 +5,7 @@ pixels [s i, s (i + 1)) x [s j, s (j + 1)).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,31 @@ from .backbone import FrozenBackbone
 _PROBE = 1792
 
 
+class MapShape(NamedTuple):
+    """What :func:`measure_maps` tells of a map."""
+
+    channels: int
+    """Channels C."""
+    stride: float
+    """Pixels per cell."""
+
+
 def measure_strides(backbone: nn.Module) -> list[float | None] | None:
-    """Strides of a backbone's outputs, by a forward of shapes alone.
+    """Strides of a backbone's outputs, as :func:`measure_maps` finds them.
+
+    Args:
+        backbone (nn.Module): Backbone that takes images (B, 3, H, W).
+
+    Returns:
+        list[float | None] | None: Pixels per cell of each output, None for
+        one that is not a map; None for a backbone that cannot be measured.
+    """
+    maps = measure_maps(backbone)
+    return maps and [one and one.stride for one in maps]
+
+
+def measure_maps(backbone: nn.Module) -> list[MapShape | None] | None:
+    """Channels and strides of a backbone, by a forward of shapes alone.
 
     Nothing is computed and nothing of the backbone changes: its weights are
     replaced by tensors of the meta device for the call.
@@ -26,9 +50,9 @@ def measure_strides(backbone: nn.Module) -> list[float | None] | None:
         backbone (nn.Module): Backbone that takes images (B, 3, H, W).
 
     Returns:
-        list[float | None] | None: Pixels per cell of each output, None for
-        one that is not a map; None for a backbone that cannot run so, such as
-        one that takes images of one size only.
+        list[MapShape | None] | None: Of each output, None for one that is not
+        a map; None for a backbone that cannot run so, such as one that takes
+        images of one size only.
     """
     tensors = dict(backbone.named_parameters())
     tensors.update(backbone.named_buffers())
@@ -44,7 +68,7 @@ def measure_strides(backbone: nn.Module) -> list[float | None] | None:
     finally:
         backbone.train(training)
     return [
-        _PROBE / out.shape[-2]
+        MapShape(out.shape[1], _PROBE / out.shape[-2])
         if isinstance(out, Tensor) and out.ndim == 4
         else None
         for out in outs

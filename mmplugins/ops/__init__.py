@@ -2,7 +2,9 @@
 
 from .adaptive_conv import adaptive_conv, local_correlation
 from .coordinates import cell_size, max_frequency, pixel_centers, sample_at
+from .implicit import local_ensemble
 from .jbu import bilateral_resample, jbu_upsample, joint_bilateral_kernel
+from .resample import resize_window
 
 __all__ = [
     'adaptive_conv',
@@ -11,7 +13,9 @@ __all__ = [
     'jbu_upsample',
     'joint_bilateral_kernel',
     'local_correlation',
+    'local_ensemble',
     'max_frequency',
     'pixel_centers',
+    'resize_window',
     'sample_at',
 ]

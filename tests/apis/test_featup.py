@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmplugins.apis.featup import FeatUpInferencer, load_all, read_image
+from mmplugins.apis.featup import FeatUpInferencer, load_all
 from mmplugins.featup import FeatUp
 from mmplugins.featup.inspection import composed_kernel
 
@@ -257,43 +257,3 @@ class TestCheckpoints:
         path.write_text('no checkpoint')
         with pytest.raises(ValueError, match=r'a\.pth does not read'):
             load_all(model, str(path))
-
-
-class TestReadImage:
-    @pytest.mark.parametrize('suffix', ['png', 'jpg', 'bmp', 'tif'])
-    def test_grey_becomes_colour(self, tmp_path, suffix):
-        path = str(tmp_path / f'a.{suffix}')
-        cv2.imwrite(path, image()[..., 0])
-        found = read_image(path)
-        assert found.shape == (45, 66, 3)
-        assert (found == found[..., :1]).all()
-
-    def test_transparency_is_left_out(self, tmp_path):
-        path = str(tmp_path / 'a.png')
-        alpha = np.full((45, 66, 1), 128, np.uint8)
-        cv2.imwrite(path, np.concatenate([image(), alpha], 2))
-        np.testing.assert_array_equal(read_image(path), image())
-
-    def test_sixteen_bits_become_eight(self, tmp_path):
-        path = str(tmp_path / 'a.png')
-        cv2.imwrite(path, image().astype(np.uint16) * 256)
-        np.testing.assert_array_equal(read_image(path), image())
-
-    def test_photographs_stand_upright(self, tmp_path):
-        pillow = pytest.importorskip('PIL.Image')
-        path = str(tmp_path / 'a.png')
-        picture = pillow.fromarray(image()[..., ::-1].copy())
-        exif = picture.getexif()
-        exif[0x0112] = 6  # a quarter turn clockwise
-        picture.save(path, exif=exif)
-        wanted = cv2.rotate(image(), cv2.ROTATE_90_CLOCKWISE)
-        np.testing.assert_array_equal(read_image(path), wanted)
-
-    @pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n'])
-    def test_other_files_are_named(self, tmp_path, content):
-        path = tmp_path / 'a.png'
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r'a\.png is not an image'):
-            read_image(str(path))
-        with pytest.raises(ValueError, match=r'b\.png does not exist'):
-            read_image(str(tmp_path / 'b.png'))

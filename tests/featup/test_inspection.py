@@ -15,7 +15,7 @@ from mmplugins.featup.inspection import (
     similarity_rows,
     stage_kernels,
 )
-from mmplugins.featup.visualization import contact_sheet
+from mmplugins.visualization import contact_sheet
 
 CHANNELS = 10
 PREPROCESSOR = dict(

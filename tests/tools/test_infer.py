@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from mmplugins.apis.featup import FeatUpInferencer
+from mmplugins.apis.inference import build_model
+from mmplugins.apis.refine import MaskRefiner
 
 TOOL = Path(infer.__file__)
 CONFIG = """
@@ -25,6 +27,23 @@ model = dict(
     downsampler=dict(
         type='mmplugins.AttentionDownsampler', kernel_size=4, stride=4
     ),
+    data_preprocessor=dict(
+        type='ImgDataPreprocessor', mean=[128] * 3, std=[64] * 3
+    ),
+)
+"""
+
+REFINER = """
+model = dict(
+    type='mmplugins.CRM',
+    backbone=dict(type='mmplugins.CRMBackbone', depth=18),
+    decode_head=dict(
+        type='mmplugins.CRMHead',
+        in_channels=(64, 64, 256),
+        channels=(4, 4, 4),
+        hidden_channels=(4,),
+    ),
+    scales=(0.5, 1),
     data_preprocessor=dict(
         type='ImgDataPreprocessor', mean=[128] * 3, std=[64] * 3
     ),
@@ -189,3 +208,65 @@ def test_memory_that_runs_out_is_named(folder, monkeypatch):
     monkeypatch.setattr(FeatUpInferencer, '__call__', full)
     with pytest.raises(SystemExit, match='give a smaller --max-size'):
         run(monkeypatch, 'colour.png', *COMMON)
+
+
+class TestRefine:
+    @pytest.fixture(autouse=True)
+    def _refiner(self, folder):
+        Path('refiner.py').write_text(REFINER)
+        torch.save(build_model('refiner.py').state_dict(), 'crm.pth')
+        mask = np.zeros((40, 60), np.uint8)
+        cv2.circle(mask, (23, 20), 9, 255, -1)
+        cv2.imwrite('mask.png', mask)
+        cv2.imwrite('small.png', mask[:20])
+
+    arguments = ('--config', 'refiner.py', '--checkpoint', 'crm.pth')
+
+    def run(self, monkeypatch, *arguments):
+        words = ['infer.py', 'refine', *arguments, *self.arguments]
+        monkeypatch.setattr(sys, 'argv', words)
+        infer.main()
+
+    def test_from_the_shell(self, folder):
+        result = subprocess.run(
+            [
+                *(sys.executable, TOOL, 'refine', 'colour.png', 'mask.png'),
+                *(*self.arguments, '--out-dir', 'out', '--scales', '1'),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert names('out') == [
+            f'colour_{name}.png' for name in ('mask', 'refined', 'sheet')
+        ]
+        line = result.stdout.splitlines()[-1]
+        assert line.startswith('out/colour_refined.png: image 40 x 60, ')
+
+    @pytest.mark.parametrize(
+        ('arguments', 'message'),
+        [
+            (['colour.png', 'small.png'], 'small.png is of 20 x 60 pixels'),
+            (['colour.png'], 'come in pairs'),
+            (['notes.txt', 'mask.png'], 'notes.txt is not an image'),
+            (['colour.png', 'notes.txt'], 'notes.txt is not a mask'),
+            (['colour.png', 'mask.png', '--band', '-1'], 'band must be 0 or'),
+        ],
+    )
+    def test_errors_are_one_line_and_leave_nothing(
+        self, folder, monkeypatch, arguments, message
+    ):
+        before = names(folder)
+        with pytest.raises(SystemExit, match=f'^error: .*{message}') as error:
+            self.run(monkeypatch, *arguments)
+        assert '\n' not in str(error.value)
+        assert names(folder) == before
+
+    def test_memory_that_runs_out_is_named(self, folder, monkeypatch):
+        def full(self, *args, **kwargs):
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+        monkeypatch.setattr(MaskRefiner, 'refine', full)
+        with pytest.raises(SystemExit, match='give a smaller --tile'):
+            self.run(monkeypatch, 'colour.png', 'mask.png')
+        assert names(folder / 'work_dirs') == ['infer']

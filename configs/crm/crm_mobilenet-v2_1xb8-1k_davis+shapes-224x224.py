@@ -1,0 +1,25 @@
+# DAVIS and drawn shapes in equal parts, scales from 1/8 to 1.
+_base_ = [
+    './_base_/crm_mobilenet-v2.py',
+    '../_base_/datasets/refine-davis-224.py',
+    '../_base_/schedules/adam_1k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+shapes = dict(
+    type='mmplugins.MaskPairDataset',
+    # python tools/prepare_data.py masks work_dirs/demo/masks
+    data_root='work_dirs/demo/masks/',
+    data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
+    pipeline={{_base_.train_pipeline}},
+)
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='ConcatDataset',
+        datasets=[
+            {{_base_.train_dataloader.dataset}},
+            dict(type='RepeatDataset', dataset=shapes, times=4),
+        ],
+    )
+)

@@ -1,0 +1,10 @@
+_base_ = [
+    './_base_/grabcut.py',
+    '../_base_/datasets/refine-davis-224.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+test_cfg = dict(type='TestLoop')
+train_dataloader = None
+val_dataloader = None
+val_evaluator = None

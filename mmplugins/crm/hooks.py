@@ -1,0 +1,155 @@
+"""Pictures of masks before and after their refinement, while it is judged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from mmplugins.registry import HOOKS
+
+from .model import CRM
+from .refiner import network_inputs
+from .visualization import label_sheet, refinement_sheet
+
+
+@HOOKS.register_module()
+class RefinementVisualizationHook(Hook):
+    """Show refined masks in validation and testing.
+
+    A sheet of image, coarse and refined mask, every stage, errors against the
+    truth where there is one and the place that changed most goes to the
+    runner's visualizer, so to files (``val_<index>_<name>_<iteration>.png``)
+    or TensorBoard. The stages are refined anew for it. Label maps before and
+    after a ``RefinedSegmentor`` have a sheet of their own.
+
+    Args:
+        interval (int): Images from one that is shown to the next; the first
+            always is. Defaults to 50.
+        size (int): Longer side of a picture in pixels. Defaults to 480.
+
+    Raises:
+        ValueError: If an argument is not valid.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, interval: int = 50, size: int = 480) -> None:
+        for name, value in (('interval', interval), ('size', size)):
+            if value < 1:
+                raise ValueError(
+                    f'{name} of RefinementVisualizationHook must be 1 or '
+                    f'more, got {value}'
+                )
+        self.interval = interval
+        self.size = size
+        self._seen = 0
+
+    def before_run(self, runner: Runner) -> None:
+        """Check that there is something to draw, before hours have passed.
+
+        Raises:
+            ValueError: If the model refines nothing.
+        """
+        model = _unwrapped(runner)
+        if not any(hasattr(model, name) for name in ('refine', 'refiner')):
+            raise ValueError(
+                'RefinementVisualizationHook shows what a model such as '
+                'mmplugins.CRM or mmplugins.RefinedSegmentor refines, got '
+                f'{type(model).__name__}'
+            )
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Count images anew."""
+        self._seen = 0
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Count images anew."""
+        self._seen = 0
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Draw every so many images."""
+        self._after_iter(runner, 'val', data_batch, outputs)
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Draw every so many images."""
+        self._after_iter(runner, 'test', data_batch, outputs)
+
+    @master_only
+    def _after_iter(
+        self,
+        runner: Runner,
+        mode: str,
+        data_batch: dict,
+        outputs: Sequence[BaseDataElement],
+    ) -> None:
+        for image, sample in zip(data_batch['inputs'], outputs, strict=True):
+            if self._seen % self.interval == 0:
+                stem = Path(sample.get('img_path') or '').stem
+                name = '_'.join(filter(None, [mode, str(self._seen), stem]))
+                sheet = self._draw(_unwrapped(runner), image, sample)
+                runner.visualizer.add_image(name, sheet, runner.iter)
+            self._seen += 1
+
+    def _draw(
+        self, model: torch.nn.Module, image: Tensor, sample: BaseDataElement
+    ) -> np.ndarray:
+        """Sheet of one sample and its image (3, H, W), as mmcv loads it."""
+        coarse = sample.coarse_sem_seg.data
+        height, width = coarse.shape[-2:]
+        truth = None
+        if 'gt_sem_seg' in sample:
+            truth = _map(sample.gt_sem_seg.data)
+        if 'refined_prob' not in sample:
+            # Of the image's original size, the input need not be.
+            picture = cv2.resize(_picture(image), (width, height))
+            labels = (coarse, sample.pred_sem_seg.data)
+            return label_sheet(picture, *map(_map, labels), truth, self.size)
+        image = image[:, :height, :width]
+        stages = ()
+        if isinstance(model, CRM):
+            inputs = network_inputs(model, image, coarse[0])
+            probs = model.refine(*inputs, stages=True)[1]
+            stages = [*zip(model.scales, map(_map, probs))]
+        return refinement_sheet(
+            _picture(image),
+            _map(coarse),
+            _map(sample.refined_prob.data),
+            stages,
+            truth,
+            self.size,
+        )
+
+
+def _unwrapped(runner: Runner) -> torch.nn.Module:
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """Image (3, H, W) as RGB (H, W, 3), uint8: mmcv loads BGR."""
+    return image.byte().flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _map(x: Tensor) -> np.ndarray:
+    """Mask or label map, (1, H, W) or (H, W), as an array (H, W)."""
+    return x.reshape(x.shape[-2:]).cpu().numpy()

@@ -1,0 +1,125 @@
+"""Refined masks put back into the label map that they were taken from.
+
+K classes that were refined, H x W image.
+"""
+
+from collections.abc import Callable, Iterable
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def boundary_band(labels: Tensor, radius: int) -> Tensor:
+    """Pixels near a boundary: those that see a pixel of another label.
+
+    A pixel sees the square of ``2 * radius + 1`` pixels around it; the border
+    of the map is no boundary.
+
+    Args:
+        labels (Tensor): Labels of any type, or a mask, (..., H, W).
+        radius (int): Pixels to see in each direction, 0 or more.
+
+    Returns:
+        Tensor: Band, bool, (..., H, W); empty for a radius of 0.
+
+    Raises:
+        ValueError: If the radius is negative.
+    """
+    if radius < 0:
+        raise ValueError(
+            f'radius of boundary_band must be 0 or more, got {radius}'
+        )
+    if labels.dtype == torch.bool:
+        labels = labels.byte()
+    high = low = labels
+    for dim in (-2, -1):
+        high = _extreme(high, radius, dim, torch.maximum)
+        low = _extreme(low, radius, dim, torch.minimum)
+    return high != low
+
+
+def merge_labels(
+    labels: Tensor,
+    refined: Iterable[tuple[int, Tensor]],
+    band: int | None = None,
+    ignore_index: int | None = 255,
+) -> Tensor:
+    """Give each pixel the refined class of the greatest probability.
+
+    Only what is above a half claims a pixel. One that nothing claims keeps its
+    label; but if its own class was refined and others were not, it takes the
+    label of the nearest pixel of those.
+
+    Args:
+        labels (Tensor): Label map before the refinement, integers, (H, W).
+        refined (Iterable[tuple[int, Tensor]]): Class and probability (H, W)
+            of each of the K classes; the first of equal ones wins. They may
+            be made one after the other: only the best so far is kept.
+        band (int, optional): Pixels farther than this from every boundary of
+            ``labels`` keep their label, as :func:`boundary_band`. Defaults to
+            None, any may change.
+        ignore_index (int, optional): Label that stays where it is and is not
+            spread. Defaults to 255.
+
+    Returns:
+        Tensor: Label map, (H, W), of the type of ``labels``.
+
+    Raises:
+        ValueError: If a probability is not of the map's size.
+    """
+    best = torch.full(labels.shape, 0.5, device=labels.device)
+    merged = labels.clone()
+    rest = torch.ones_like(labels, dtype=torch.bool)
+    for index, prob in refined:
+        if prob.shape != labels.shape:
+            raise ValueError(
+                f'merge_labels needs probabilities of {tuple(labels.shape)}, '
+                f'as the labels, got {tuple(prob.shape)} for class {index}'
+            )
+        claimed = prob > best
+        best = torch.where(claimed, prob.to(best), best)
+        merged[claimed] = index
+        rest &= labels != index
+    kept = torch.zeros_like(rest)
+    if ignore_index is not None:
+        kept = labels == ignore_index
+    lost = ~rest & (best <= 0.5)
+    rest &= ~kept
+    if lost.any() and rest.any():
+        merged[lost] = _nearest(labels, rest)[lost]
+    if band is not None:
+        kept = kept | ~boundary_band(labels, band)
+    return torch.where(kept, labels, merged)
+
+
+def _extreme(x: Tensor, radius: int, dim: int, pick: Callable) -> Tensor:
+    """Greatest or least of each window of 2 radius + 1 along an axis.
+
+    Windows of twice the width come from two that overlap or meet.
+    """
+    size = x.shape[dim]
+    radius = min(radius, size - 1)
+    index = torch.arange(-radius, size + radius, device=x.device)
+    x = x.index_select(dim, index.clamp(0, size - 1))
+    width, wanted = 1, 2 * radius + 1
+    while width < wanted:
+        step = min(width, wanted - width)
+        count = x.shape[dim] - step
+        x = pick(x.narrow(dim, 0, count), x.narrow(dim, step, count))
+        width += step
+    return x
+
+
+def _nearest(labels: Tensor, among: Tensor) -> Tensor:
+    """Label of the nearest pixel among some, (H, W), to a few per cent."""
+    # OpenCV numbers the zeros and says which one each pixel is nearest to.
+    away = (~among).to(torch.uint8).cpu().numpy()
+    _, number = cv2.distanceTransformWithLabels(
+        away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    values = labels.cpu().numpy()
+    table = np.zeros(number.max() + 1, values.dtype)
+    table[number[away == 0]] = values[away == 0]
+    return torch.from_numpy(table[number]).to(labels.device)

@@ -1,0 +1,1 @@
+"""Makers of small data sets, commands of ``tools/prepare_data.py``."""
