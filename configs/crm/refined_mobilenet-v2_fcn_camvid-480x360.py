@@ -28,6 +28,7 @@ model = dict(
             dropout_ratio=0.0,
         ),
         residual=4.0,
+        min_size=200,
         antialias=True,
         min_pixels=16,
         init_cfg=dict(

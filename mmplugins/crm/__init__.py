@@ -29,6 +29,7 @@ from .transforms import (
     RandomScaleCrop,
     ResizeMasks,
     SampleQueries,
+    SoftenMask,
 )
 
 __all__ = [
@@ -57,5 +58,6 @@ __all__ = [
     'RelabelledPASCALDataset',
     'ResizeMasks',
     'SampleQueries',
+    'SoftenMask',
     'boundary_accuracy',
 ]

@@ -178,7 +178,9 @@ class PackRefineInputs(BaseTransform):
 
     - ``inputs`` (3, H, W) uint8, BGR;
     - ``data_samples``, a ``BaseDataElement`` with ``gt_sem_seg`` (1, h, w)
-      uint8 and ``coarse_sem_seg`` (1, H, W) float32, both ``PixelData``.
+      uint8, ``coarse_sem_seg`` (1, H, W) and, behind
+      :class:`~mmplugins.crm.SampleQueries`, ``coarse_query`` (1, h, w), both
+      float32; all are ``PixelData``.
 
     Args:
         meta_keys (Sequence[str]): Keys to pack as meta information. Defaults
@@ -237,6 +239,9 @@ class PackRefineInputs(BaseTransform):
                     f'its image, {img.shape[:2]}: {results.get("img_path")}'
                 )
             sample.coarse_sem_seg = PixelData(data=_to_tensor(coarse[None]))
+        if 'coarse_query_map' in results:
+            query = results['coarse_query_map'].astype(np.float32, copy=False)
+            sample.coarse_query = PixelData(data=_to_tensor(query[None]))
         inputs = _to_tensor(img.transpose(2, 0, 1))
         return dict(inputs=inputs, data_samples=sample)
 

@@ -53,9 +53,12 @@ class CRM(BaseRefiner):
         antialias (bool): Average what a smaller image leaves out, instead of
             picking, as published. Defaults to False.
         residual (float, optional): Weight at the start, then learned, of the
-            coarse mask itself among the logits, so that training begins with
-            the mask as it is and not with nothing. Defaults to None, without,
-            as published.
+            coarse mask itself, at the resolution of the targets, among the
+            logits: training begins with the mask as it is, and small scales
+            need not find again what they do not see. Defaults to None,
+            without, as published.
+        min_size (int): Scales at which an image's shorter side has fewer
+            pixels than this are left out, but for the last. Defaults to 0.
         min_pixels (float): Stages at whose scale a mask has less foreground
             than this leave it as it is. Defaults to 0.
         data_preprocessor (dict, optional): Normalises images by ImageNet's
@@ -79,6 +82,7 @@ class CRM(BaseRefiner):
         tile: int | None = 1024,
         antialias: bool = False,
         residual: float | None = None,
+        min_size: int = 0,
         min_pixels: float = 0,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
@@ -98,6 +102,7 @@ class CRM(BaseRefiner):
         self.residual = None
         if residual is not None:
             self.residual = nn.Parameter(torch.tensor(float(residual)))
+        self.min_size = min_size
         self.min_pixels = min_pixels
 
     def forward(
@@ -190,7 +195,7 @@ class CRM(BaseRefiner):
         Args:
             feats (Tensor): Map of :meth:`encode` or a part of it,
                 (B, C, h, w).
-            mask (Tensor): Whole masks that it was made of, (B, 1, H, W).
+            mask (Tensor): Whole masks in [-1, 1] of any size, (B, 1, H, W).
             size (Sequence[int]): Rows H' and columns W' of the targets.
             window (Sequence[int], optional): Top, left, height and width.
                 Defaults to None, all.
@@ -205,14 +210,18 @@ class CRM(BaseRefiner):
         logits = self.decode_head.decoder(feats, size, window, grid, origin)
         if self.residual is None:
             return logits
-        mask = resize_window(
-            mask,
-            size,
-            window or (0, 0, *size),
-            mask.shape[-2:],
-            (0, 0),
-            self.decode_head.align_corners,
-        )
+        window = Window(*(window or (0, 0, *size)))
+        if tuple(mask.shape[-2:]) == tuple(size):
+            mask = mask[(..., *window.slices)]
+        else:
+            mask = resize_window(
+                mask,
+                size,
+                window,
+                mask.shape[-2:],
+                (0, 0),
+                self.decode_head.align_corners,
+            )
         return logits + self.residual * mask
 
     def loss(
@@ -222,7 +231,8 @@ class CRM(BaseRefiner):
 
         A sample may have ``target_size`` and ``query_window`` among its meta
         information: its ground truth is then that window of a grid of that
-        size over the area of its image.
+        size over the area of its image, and ``coarse_query`` that of the
+        coarse mask, for the residual.
 
         Args:
             inputs (Tensor): Normalised images, (B, 3, H, W).
@@ -236,13 +246,10 @@ class CRM(BaseRefiner):
         masks = coarse_masks(inputs, data_samples)
         feats = self.encode(inputs, masks)
         logits = [
-            self.decode(
-                feats[i : i + 1],
-                masks[i : i + 1],
-                sample.get('target_size', inputs.shape[-2:]),
-                sample.get('query_window'),
+            self._decode_queries(*pair, sample)
+            for *pair, sample in zip(
+                feats.split(1), masks.split(1), data_samples, strict=True
             )
-            for i, sample in enumerate(data_samples)
         ]
         truth = torch.stack(
             [sample.gt_sem_seg.data for sample in data_samples]
@@ -251,6 +258,18 @@ class CRM(BaseRefiner):
         return self.decode_head.loss(
             torch.cat(logits), (truth == 1).to(inputs.dtype), valid
         )
+
+    def _decode_queries(
+        self, feats: Tensor, mask: Tensor, sample: BaseDataElement
+    ) -> Tensor:
+        """Logits (1, 1, H', W') of what a sample asks for."""
+        size = sample.get('target_size', mask.shape[-2:])
+        window = sample.get('query_window')
+        if self.residual is None or 'coarse_query' not in sample:
+            return self.decode(feats, mask, size, window)
+        logits = self.decode_head.decoder(feats, size, window)
+        query = 2 * sample.coarse_query.data[None].to(mask) - 1
+        return logits + self.residual * query
 
     @torch.no_grad()
     def refine(
@@ -277,6 +296,8 @@ class CRM(BaseRefiner):
         """
         scales = self.scales if scales is None else _checked(scales)
         size = image.shape[-2:]
+        large = [s for s in scales if s * min(size) >= self.min_size]
+        scales = large or scales[-1:]
         image, mask = (_pad(x, self.padding) for x in (image, mask))
         inside = (
             ...,
@@ -305,11 +326,8 @@ class CRM(BaseRefiner):
         # Tensors of all targets are few: they are the size of the image.
         prob = torch.empty_like(mask)
         for window, feats, grid, origin in self._tiles(image, seen, size):
-            top, left, height, width = window
-            logits = self.decode(feats, seen, size, window, grid, origin)
-            prob[..., top : top + height, left : left + width] = (
-                logits.sigmoid()
-            )
+            logits = self.decode(feats, mask, size, window, grid, origin)
+            prob[(..., *window.slices)] = logits.sigmoid()
         foreground = (seen + 1).sum((1, 2, 3), keepdim=True) / 2
         return torch.where(foreground < self.min_pixels, (mask + 1) / 2, prob)
 

@@ -119,6 +119,62 @@ class PerturbMask(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class SoftenMask(BaseTransform):
+    """Blur the coarse mask, as what one stage hands to the next is soft.
+
+    Required and modified keys: ``coarse_seg_map``.
+
+    Args:
+        sigma (tuple[float, float]): Least and largest deviation of the
+            Gaussian in pixels, drawn log-uniformly. Defaults to (0.5, 8.0).
+        prob (float): Probability of doing so. Defaults to 0.5.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self, sigma: tuple[float, float] = (0.5, 8.0), prob: float = 0.5
+    ) -> None:
+        _check_prob('prob of SoftenMask', prob)
+        if not 0 < sigma[0] <= sigma[1]:
+            raise ValueError(
+                'sigma of SoftenMask must be above 0, the smaller first, got '
+                f'{sigma}'
+            )
+        self.sigma = tuple(sigma)
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """Blur the coarse mask.
+
+        Args:
+            results (dict): Result dict with a coarse mask.
+
+        Returns:
+            dict: The same, perhaps blurred.
+        """
+        chosen, sigma = self._draw()
+        if chosen:
+            results['coarse_seg_map'] = cv2.GaussianBlur(
+                results['coarse_seg_map'],
+                None,
+                sigma,
+                borderType=cv2.BORDER_REPLICATE,
+            )
+        return results
+
+    @cache_randomness
+    def _draw(self) -> tuple[bool, float]:
+        chosen = np.random.rand() < self.prob
+        low, high = np.log(self.sigma)
+        return chosen, float(np.exp(np.random.uniform(low, high)))
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(sigma={self.sigma}, prob={self.prob})'
+
+
+@TRANSFORMS.register_module()
 class RandomScaleCrop(BaseTransform):
     """Cut a square that the network will see at a random scale.
 
@@ -239,13 +295,14 @@ class SampleQueries(BaseTransform):
     """Shrink a square and choose the window of it that will be asked for.
 
     Image and coarse mask are averaged down to ``input_size``. The true mask
-    becomes its window of ``query_size`` pixels a side, unscaled. What moves
-    the image must come before.
+    becomes its window of ``query_size`` pixels a side, unscaled, and the
+    coarse mask's goes to ``coarse_query_map``. What moves the image must come
+    before.
 
     Required keys: ``img``, square, and ``gt_seg_map``. Modified keys: ``img``,
     ``coarse_seg_map``, ``gt_seg_map``, ``img_shape``. Added keys:
-    ``target_size`` (S, S), and ``query_window`` (top, left, height, width) in
-    its pixels.
+    ``coarse_query_map``, ``target_size`` (S, S), and ``query_window`` (top,
+    left, height, width) in its pixels.
 
     Args:
         input_size (int): Side of what the network sees, in pixels. Defaults
@@ -291,6 +348,11 @@ class SampleQueries(BaseTransform):
         size = self.query_size
         window = results['gt_seg_map'][top : top + size, left : left + size]
         results['gt_seg_map'] = np.ascontiguousarray(window)
+        if 'coarse_seg_map' in results:
+            window = results['coarse_seg_map'][
+                top : top + size, left : left + size
+            ]
+            results['coarse_query_map'] = np.ascontiguousarray(window)
         for key in ('img', 'coarse_seg_map'):
             if key in results and height != self.input_size:
                 results[key] = cv2.resize(

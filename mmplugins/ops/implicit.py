@@ -39,6 +39,14 @@ class Window(NamedTuple):
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return (
+            slice(self.top, self.top + self.height),
+            slice(self.left, self.left + self.width),
+        )
+
 
 class Neighbours(NamedTuple):
     """The two codes next to each target along one axis."""

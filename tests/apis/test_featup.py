@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from mmplugins.apis.featup import FeatUpInferencer, load_all
 from mmplugins.featup import FeatUp
-from mmplugins.featup.inspection import composed_kernel
+from mmplugins.featup.inspection import composed_kernel, inspect_image
 
 CHANNELS = 8
 BACKBONE = dict(
@@ -204,6 +204,46 @@ class TestInferencer:
             FeatUpInferencer(cfg)
         with pytest.raises(ValueError, match='has no model'):
             FeatUpInferencer(Config(dict(train_cfg=None)))
+
+
+class TestImplicit:
+    """A checkpoint of one image, of 45 x 66 pixels in whole cells."""
+
+    @pytest.fixture
+    def inferencer(self, tmp_path):
+        cfg = Config(CFG.to_dict())
+        cfg.model.offset = -4
+        cfg.model.upsampler = dict(
+            type='mmplugins.ImplicitUpsampler', dim=4, scale=2
+        )
+        model = FeatUpInferencer(cfg).model
+        seen = cv2.resize(image(), (64, 48))
+        pixels = torch.from_numpy(seen).permute(2, 0, 1)
+        inspection = inspect_image(model, pixels)
+        feats, guidance = inspection.feats, inspection.guidance
+        model.upsampler.prepare(feats, guidance, image_size=(48, 64))
+        path = tmp_path / 'implicit.pth'
+        torch.save(model.state_dict(), path)
+        return FeatUpInferencer(cfg, str(path))
+
+    def test_use_covers_the_area_of_training(self, inferencer):
+        """Whatever the size of the file: cells begin 4 pixels before it."""
+        small, large = (
+            inferencer(cv2.resize(image(), size), max_size=70)[1]
+            for size in ((66, 45), (660, 450))
+        )
+        for inspection in (small, large):
+            assert inspection.size == (48, 64)
+            assert inspection.area == (56, 72)
+        one, other = (
+            next(inspection.high_chunks(9)) for inspection in (small, large)
+        )
+        torch.testing.assert_close(one, other, rtol=0, atol=0.1)
+
+    def test_other_images_are_refused(self, inferencer):
+        for other in (255 - image(), image()[:, ::-1], image()[10:]):
+            with pytest.raises(ValueError, match='and this is another'):
+                inferencer(other)
 
 
 class TestCheckpoints:

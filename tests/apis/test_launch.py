@@ -79,6 +79,16 @@ class TestReadConfig:
         read('x = 1\n', '--local_rank', '1')
         assert os.environ['LOCAL_RANK'] == '1'
 
+    def test_options_without_a_value_are_wrong_usage(self, capsys):
+        with pytest.raises(SystemExit) as error:
+            parse('a.py', '--cfg-options', 'a=1', 'b.c')
+        assert error.value.code == 2
+        assert '--cfg-options b.c: give KEY=VALUE' in capsys.readouterr().err
+
+    def test_what_is_not_there_is_named(self, read):
+        with pytest.raises(ValueError, match='gone of .* does not exist'):
+            read("train_dataloader = dict(dataset=dict(data_root='gone'))\n")
+
     def test_missing(self):
         with pytest.raises(ValueError, match='config gone.py does not exist'):
             launch.read_config(parse('gone.py'))
@@ -225,6 +235,16 @@ class TestPictures:
         assert cfg.default_hooks.visualization == dict(
             type='VisualizationHook', enable=True, interval=1, out_dir='there'
         )
+
+    @pytest.mark.parametrize('hooks', [None, [dict(type='EMAHook')]])
+    def test_of_activation_maps(self, hooks):
+        model = dict(type='mmplugins.GuidedImageClassifier')
+        cfg = self.config('mmpretrain', model=model, custom_hooks=hooks)
+        launch.enable_pictures(cfg, 'there')
+        hook = dict(type='mmplugins.CAMVisualizationHook')
+        assert cfg.custom_hooks == [*(hooks or []), hook]
+        assert cfg.visualizer == self.local('there')
+        assert 'visualization' not in cfg.default_hooks
 
     @pytest.mark.parametrize('hooks', [None, [], ['Other'], ['Basic']])
     def test_of_mmagic(self, hooks):

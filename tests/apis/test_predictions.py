@@ -104,6 +104,13 @@ class TestClasses:
             {'image': 'blue/a.png', 'label': [0], 'score': [0.5, 0.5]},
         ]
 
+    def test_have_their_activation_maps_beside_them(self, write):
+        sample = classified([1], [0.25, 0.75], 'red/a.png')
+        sample.cam = torch.tensor([[0.0, 0.5], [1.0, 0.25]])
+        folder = write(sample)
+        np.testing.assert_array_equal(np.load(folder / 'a.npy'), sample.cam)
+        assert len(self.lines(folder)) == 1
+
     def test_follow_the_averaged_score_of_several_views(self, write):
         folder = write(classified([0], [0.25, 0.75]))
         assert self.lines(folder)[0]['label'] == [1]

@@ -25,7 +25,7 @@ def random_norm(channels):
 
 
 def resnet():
-    """The official encoder, from its description (section 1.1)."""
+    """The official encoder, from its description."""
     models = pytest.importorskip('torchvision').models
     net = models.resnet50(replace_stride_with_dilation=[False, True, True])
     net.conv1 = nn.Conv2d(4, 64, 7, 2, 3, bias=False)

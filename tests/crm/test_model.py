@@ -82,6 +82,25 @@ def test_queries_are_a_window_of_the_whole(target_size, residual):
     torch.testing.assert_close(losses['loss_ce'], wanted)
 
 
+def test_the_residual_of_queries_is_their_coarse_mask():
+    """That of the targets' resolution where a sample has it."""
+    model = build(residual=2.0)
+    image = torch.randn(1, 3, 40, 48).double()
+    query = truth(samples((40, 48))[0], (20, 30))
+    query.set_metainfo(dict(target_size=(80, 96), query_window=(3, 5, 20, 30)))
+    fine = torch.rand(1, 20, 30).double()
+    query.coarse_query = PixelData(data=fine)
+    loss = model.loss(image, [query])['loss_ce']
+    mask = 2 * query.coarse_sem_seg.data[None].double() - 1
+    logits = model.decode_head.decoder(model.encode(image, mask), (80, 96))
+    logits = logits[..., 3:23, 5:35] + 2 * (2 * fine - 1)
+    target = query.gt_sem_seg.data[None]
+    error = F.binary_cross_entropy_with_logits(
+        logits, (target == 1).double(), reduction='none'
+    )
+    torch.testing.assert_close(loss, error[target != 255].mean())
+
+
 def test_nothing_valid_gives_no_loss():
     model = MODELS.build(config()).train()
     targets = [truth(s, (32, 32), 2) for s in samples((32, 32), (32, 32))]

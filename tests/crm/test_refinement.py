@@ -11,7 +11,7 @@ SCALES = (0.125, 0.25, 0.5, 1.0)
 
 
 def cascade(model, image, mask, scales=SCALES, padding=32):
-    """Inference as published (section 1.3), and what each stage gives."""
+    """Inference as published, and what each stage gives."""
     align_corners = model.decode_head.align_corners
     image, mask = (
         F.pad(x, [padding] * 4, mode='reflect') for x in (image, mask)
@@ -222,6 +222,30 @@ def test_stages_that_cannot_see_a_mask_leave_it():
     assert (2 * stages[2] - 1 - mask).abs().max() > 0.1
     wanted = plain.refine(image, mask, [0.5, 1.0])
     torch.testing.assert_close(stages[3], wanted)
+
+
+@pytest.mark.parametrize(
+    ('min_size', 'scales'),
+    [(0, SCALES), (25, (0.25, 0.5, 1.0)), (26, (0.5, 1.0)), (999, (1.0,))],
+)
+def test_small_images_leave_out_small_scales(min_size, scales):
+    image, mask = pair(100, 130)
+    model = build(min_size=min_size)
+    plain = build()
+    plain.load_state_dict(model.state_dict())
+    out, stages = model.refine(image, mask, stages=True)
+    assert len(stages) == len(scales)
+    torch.testing.assert_close(out, plain.refine(image, mask, scales))
+
+
+def test_a_residual_is_the_mask_as_it_came():
+    """At the image's resolution, whatever the scale of the stage."""
+    model = build(residual=1.0)
+    nn.init.zeros_(model.decode_head.decoder.layers[-1].weight)
+    nn.init.zeros_(model.decode_head.decoder.layers[-1].bias)
+    image, mask = pair(60, 70)
+    out = model.refine(image, mask, [0.125])
+    torch.testing.assert_close(out, mask.sigmoid())
 
 
 def test_evaluation_is_deterministic_and_leaves_the_seed_alone():

@@ -16,6 +16,7 @@ from mmplugins.crm.transforms import (
     RandomScaleCrop,
     ResizeMasks,
     SampleQueries,
+    SoftenMask,
 )
 
 
@@ -218,6 +219,7 @@ def test_queries_are_the_window_of_the_truth(size):
     for seed in range(10):
         given = together(size, seed)
         truth, img = given['gt_seg_map'].copy(), given['img'].copy()
+        masked = given['coarse_seg_map'].copy()
         results = SampleQueries(64, 48)(given)
         top, left, height, width = results['query_window']
         assert (height, width) == (48, 48)
@@ -225,6 +227,8 @@ def test_queries_are_the_window_of_the_truth(size):
         assert 0 <= left <= size[1] - 48
         window = truth[top : top + 48, left : left + 48]
         np.testing.assert_array_equal(results['gt_seg_map'], window)
+        window = masked[top : top + 48, left : left + 48]
+        np.testing.assert_array_equal(results['coarse_query_map'], window)
         assert results['target_size'] == size
         assert results['img'].shape == (64, 64, 3)
         assert results['img_shape'] == (64, 64)
@@ -406,10 +410,34 @@ def test_draws_are_cached():
         assert len(outs) == 1
 
 
+def test_softening_is_a_gaussian():
+    np.random.seed(0)
+    soft = SoftenMask(sigma=(3.0, 3.0), prob=1.0)
+    results = soft(together((80, 90)))
+    coarse = together((80, 90))['coarse_seg_map']
+    wanted = ndimage.gaussian_filter(coarse, 3.0, mode='nearest')
+    np.testing.assert_allclose(results['coarse_seg_map'], wanted, atol=0.01)
+    assert results['coarse_seg_map'].dtype == np.float32
+    given = together((80, 90))
+    never = SoftenMask(prob=0.0)(given)['coarse_seg_map']
+    np.testing.assert_array_equal(never, coarse)
+
+
+def test_softening_is_log_uniform():
+    np.random.seed(0)
+    transform = SoftenMask(sigma=(0.5, 8.0), prob=0.25)
+    draws = [transform._draw() for _ in range(2000)]
+    assert 0.22 < np.mean([chosen for chosen, _ in draws]) < 0.28
+    logs = np.log([sigma for _, sigma in draws])
+    low, high = np.log(0.5), np.log(8)
+    share = stats.kstest(logs, stats.uniform(low, high - low).cdf)
+    assert share.pvalue > 0.01
+
+
 def test_registered():
     for name in (
         *('LoadMasks', 'PackRefineInputs', 'PerturbMask', 'PadMasks'),
-        *('RandomScaleCrop', 'SampleQueries'),
+        *('RandomScaleCrop', 'SampleQueries', 'SoftenMask'),
     ):
         arguments = dict(size=(9, 9)) if name == 'PadMasks' else {}
         transform = TRANSFORMS.build(
@@ -423,6 +451,8 @@ def test_registered():
     [
         (lambda: PerturbMask(iou=(0.9, 0.8)), r'iou of .* got \(0.9, 0.8\)'),
         (lambda: PerturbMask(prob=2), r'prob of .* \[0, 1\], got 2'),
+        (lambda: SoftenMask(prob=-1), r'prob of SoftenMask .* got -1'),
+        (lambda: SoftenMask(sigma=(0, 1)), r'sigma of .* got \(0, 1\)'),
         (lambda: PerturbMask(seed=3), "seed of .* 'name' or None, got 3"),
         (lambda: PerturbMask(kernel=(5, 3)), r'kernel of .* got \(5, 3\)'),
         (lambda: RandomScaleCrop(scales=(0.5, 2)), r'scales of .* 2\)'),

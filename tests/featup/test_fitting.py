@@ -258,6 +258,8 @@ def test_bad_arguments_are_named():
             fit_implicit(photograph(), backbone, **{key: 0})
     with pytest.raises(ValueError, match=r'one image .* got \(2, 3, 8, 8\)'):
         fit_implicit(torch.zeros(2, 3, 8, 8), backbone)
+    with pytest.raises(ValueError, match=r'floating type, got torch\.uint8'):
+        fit_implicit(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), backbone)
 
 
 # The same by a runner
@@ -269,17 +271,18 @@ class Backbone(BaseModule):
 
 
 class Photographs(Dataset):
-    def __init__(self, count):
+    def __init__(self, count, size=(48, 64)):
         self.count = count
+        self.size = size
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        return dict(inputs=photograph()[0])
+        return dict(inputs=photograph(*self.size)[0])
 
 
-def runner(folder, count=1, upsampler=None, offset=0, **kwargs):
+def runner(folder, count=1, upsampler=None, offset=0, size=(48, 64), **kwargs):
     torch.manual_seed(0)
     model = FeatUp(
         dict(type=Backbone),
@@ -296,7 +299,7 @@ def runner(folder, count=1, upsampler=None, offset=0, **kwargs):
         model,
         str(folder),
         train_dataloader=dict(
-            dataset=Photographs(count),
+            dataset=Photographs(count, size),
             sampler=dict(type='InfiniteSampler'),
             batch_size=1,
             num_workers=0,
@@ -350,7 +353,19 @@ def test_what_is_prepared_is_what_is_trained_on(tmp_path):
     offset.train()
     # 48 x 64 pixels and 4 before them are 7 x 9 cells of 8 pixels.
     assert set(seen) == {(56, 72)}
-    assert offset.model.upsampler.train_size.tolist() == [28, 36]
+    upsampler = offset.model.upsampler
+    assert upsampler.train_size.tolist() == [28, 36]
+    assert upsampler.image_size.tolist() == [48, 64]
+    continued = F.pad(photograph(), (4, 4, 4, 4), mode='replicate')
+    assert upsampler.belongs_to(continued)
+    assert not upsampler.belongs_to(continued.flip(-1))
+
+
+def test_an_image_that_would_be_cut_is_refused(tmp_path):
+    """The photograph in use would cover another area."""
+    message = r'50 x 66 pixels: add .*Resize.*scale=\(64, 48\)'
+    with pytest.raises(ValueError, match=message):
+        runner(tmp_path, size=(50, 66)).train()
 
 
 def test_a_runner_of_many_images_is_refused(tmp_path):

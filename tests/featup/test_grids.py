@@ -65,9 +65,17 @@ def test_without_an_offset_whole_cells_are_untouched(stride):
     torch.testing.assert_close(out, stack(feats, image))
 
 
+@pytest.mark.parametrize(
+    ('offset', 'whole'), [(-15, -15), (0, 0), (-14.7, -15), (0.4, 0)]
+)
+def test_measured_offsets_are_rounded(offset, whole):
+    rounded = check_offset('X', offset, 16)
+    assert rounded == whole
+    assert isinstance(rounded, int)
+
+
 def test_bad_offsets_are_named():
-    assert check_offset('X', -15, 16) == -15
-    for offset in (1, -16, 0.5):
+    for offset in (1, -16, 0.6, -15.6, float('nan'), '0', None):
         with pytest.raises(ValueError, match=f'offset of X.*got {offset}'):
             check_offset('X', offset, 16)
 

@@ -1,4 +1,5 @@
 import random
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,9 +9,15 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 from torch.utils.data import Dataset
 
-from mmplugins.featup import FeatUp, FeatUpVisualizationHook
+from mmplugins.featup import (
+    CAMVisualizationHook,
+    FeatUp,
+    FeatUpVisualizationHook,
+)
 from mmplugins.featup.hooks import undisturbed
 
 HOOK = 'mmplugins.FeatUpVisualizationHook'
@@ -224,7 +231,48 @@ def test_arguments_are_checked(kwargs, message):
 
 
 def test_there_have_to_be_images(tmp_path):
-    with pytest.raises(ValueError, match='validation set has 3 images'):
+    message = r'validation set has 3 images, set .* indices=\(0, 1\)'
+    with pytest.raises(ValueError, match=message):
         train(tmp_path, dict(type=HOOK, indices=(0, 3)))
     with pytest.raises(ValueError, match='set val_dataloader'):
         train(tmp_path, dict(type=HOOK), val=False)
+
+
+class TestActivationMaps:
+    """Blue images, on the right half of which the class is seen."""
+
+    image = torch.tensor([250, 0, 0], dtype=torch.uint8).view(3, 1, 1)
+
+    def draw(self, folder, **changes):
+        cam = torch.zeros(40, 48)  # padded below
+        cam[:, 24:] = 1
+        sample = BaseDataElement(
+            metainfo=dict(img_path='a/b.jpg'),
+            pred_score=torch.tensor([0.25, 0.75]),
+            **{'cam': cam, **changes},
+        )
+        visualizer = Visualizer(
+            vis_backends=[dict(type='LocalVisBackend')], save_dir=str(folder)
+        )
+        runner = SimpleNamespace(visualizer=visualizer)
+        hook = CAMVisualizationHook()
+        hook.before_test(runner)
+        inputs = self.image.expand(2, 3, 32, 48)
+        hook.after_test_iter(runner, 0, dict(inputs=inputs), [sample] * 2)
+
+    def test_lie_over_the_image(self, tmp_path):
+        self.draw(tmp_path)
+        found = pictures(tmp_path)
+        assert set(found) == {'b_0.png', 'b_1.png'}
+        sheet = cv2.imread(str(found['b_1.png'])).astype(int)
+        plain, over = sheet[100:200, :480], sheet[100:200, 480:]
+        blue = plain[50, 100]
+        assert (blue == [250, 0, 0]).all()
+        # Half image, half viridis: dark violet to yellow, as BGR.
+        for column, heat in ((100, (84, 1, 68)), (350, (37, 231, 253))):
+            wanted = (blue + np.array(heat)) / 2
+            np.testing.assert_allclose(over[50, column], wanted, atol=2)
+
+    def test_have_to_be_there(self, tmp_path):
+        with pytest.raises(ValueError, match='draws cam of'):
+            self.draw(tmp_path, cam=None)

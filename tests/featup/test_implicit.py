@@ -305,6 +305,22 @@ def test_what_belongs_to_the_image_is_part_of_the_state():
     assert torch.equal(other(feats, guidance), upsampler(feats, guidance))
 
 
+@pytest.mark.parametrize('size', [(24, 32), (48, 64), (20, 30), (240, 321)])
+def test_an_image_is_known_at_any_size(size):
+    guidance = F.interpolate(torch.rand(1, 3, 5, 6), (48, 64), mode='bilinear')
+    upsampler, *_ = prepared()
+    upsampler.prepare(torch.randn(1, 12, 3, 4), guidance)
+    image = F.interpolate(guidance, size, mode='bilinear', antialias=True)
+    assert upsampler.belongs_to(image)
+    for other in (image.flip(-1), image.roll(3, -2), torch.rand_like(image)):
+        assert not upsampler.belongs_to(other)
+    # In the state, with the size of the image.
+    loaded = ImplicitUpsampler(12, dim=5, num_frequencies=6)
+    loaded.load_state_dict(upsampler.state_dict())
+    assert loaded.belongs_to(image)
+    assert loaded.image_size.tolist() == [48, 64]
+
+
 def test_an_image_has_to_be_prepared():
     upsampler = ImplicitUpsampler(4)
     with pytest.raises(ValueError, match='no training image.*PrepareImplicit'):

@@ -121,6 +121,11 @@ class TestInspection:
                 return inputs
 
         model = Plain(PREPROCESSOR)
+        model.decode_head = torch.nn.Module()
+        model.decode_head.upsamplers = torch.nn.ModuleList()
+        with pytest.raises(ValueError, match='inside the head, .* not shown'):
+            inspect_image(model, torch.zeros(3, 16, 16, dtype=torch.uint8))
+        del model.decode_head
         with pytest.raises(ValueError, match='Plain holds no upsampler'):
             inspect_image(model, photo())
 

@@ -369,7 +369,9 @@ def test_bad_images_are_named():
     with pytest.raises(ValueError, match="got 'train'"):
         model(torch.zeros(1, 3, 64, 64), mode='train')
     wrong = build(in_channels=8)
-    with pytest.raises(ValueError, match='in_channels=8 of FeatUp.*9, 8, 8'):
+    with pytest.raises(
+        ValueError, match=r'in_channels=8 of FeatUp.*set in_channels=9$'
+    ):
         wrong.loss(torch.zeros(1, 3, 64, 64))
 
 
@@ -435,3 +437,10 @@ def test_two_processes_train_one_model(tmp_path):
     assert loss != other  # each saw images of its own
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
+
+
+def test_a_class_token_is_named_with_what_to_do():
+    model = build()
+    model.backbone.module.forward = lambda x: (x.mean((2, 3)),)
+    with pytest.raises(ValueError, match=r"\(2, 3\): set out_type='featmap'"):
+        model.upsample(torch.zeros(2, 3, 64, 64))

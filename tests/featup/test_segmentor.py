@@ -571,6 +571,16 @@ def test_channels_that_do_not_fit_are_named(build):
         build(cfg)
 
 
+def test_channels_that_the_backbone_does_not_have_are_named(build):
+    """Before what the head wants of the neck, which is no better."""
+    cfg = config(decode_head=head(512))
+    channels = cfg.neck.in_channels
+    cfg.neck.update(in_channels=7, out_channels=None)
+    message = f'in_channels=7 of FeatUpNeck .* set in_channels={channels}$'
+    with pytest.raises(ValueError, match=message):
+        build(cfg)
+
+
 def test_a_level_that_deeplab_reads_unnamed(build):
     """DepthwiseSeparableASPPHead reads the first map for its details."""
     cfg = config(

@@ -9,6 +9,7 @@ from mmplugins.featup import FrozenBackbone
 from mmplugins.featup.strides import (
     fits,
     infer_stride,
+    measure_maps,
     measure_offset,
     measure_strides,
 )
@@ -45,6 +46,11 @@ def test_strides_of_backbones(cfg, strides, in_scope):
     assert [module.training for module in backbone.modules()] == modes
     after = backbone.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_channels_are_measured_too():
+    backbone = MODELS.build(BACKBONES[0][0])
+    assert measure_maps(backbone) == [(128, 8), (512, 32)]
 
 
 def test_a_backbone_of_one_size_is_not_measured():

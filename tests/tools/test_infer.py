@@ -61,6 +61,7 @@ def folder(tmp_path, monkeypatch):
     cv2.circle(picture, (20, 20), 9, (30, 60, 220), -1)
     cv2.imwrite('colour.png', picture)
     cv2.imwrite('grey.jpg', picture[..., 0])
+    cv2.imwrite('tiny.png', picture[:8])
     np.save('vector.npy', np.ones(8))
     np.save('short.npy', np.ones(7))
     np.save('text.npy', np.array(['a']))
@@ -145,6 +146,7 @@ def test_without_a_checkpoint_it_says_so(folder, monkeypatch, capsys):
         (['colour.png', './colour.png'], 'would have the same'),
         (['colour.png', '--pixel', '40', '0'], 'pixel 40 0 .* 40 x 60'),
         (['colour.png', '--max-size', '0'], '--max-size must be 1 or more'),
+        (['colour.png', 'tiny.png'], 'image tiny.png: .* a larger image'),
         (['colour.png', '--out-dir', 'a.pth/b'], 'a.pth is not a folder'),
         (['colour.png', '--config', 'b.py'], 'config b.py does not exist'),
         (['colour.png', '--checkpoint', 'b'], 'checkpoint b does not exist'),

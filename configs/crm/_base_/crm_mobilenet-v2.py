@@ -27,6 +27,8 @@ model = dict(
     ),
     # Begins with the mask as it is: a short training learns what to change.
     residual=4.0,
+    # No stage on an image smaller than what it is trained on.
+    min_size=200,
     # Small scales average the image, as training does.
     antialias=True,
     min_pixels=16,
