@@ -32,7 +32,8 @@ class ImplicitDecoder(BaseModule):
         ratio (bool): Use the ratio r. Defaults to True.
         backend (str): As in :func:`mmplugins.ops.local_ensemble`. Defaults to
             ``'auto'``.
-        init_cfg (dict, optional): Weight initialisation. Defaults to None.
+        init_cfg (dict, optional): Weight initialisation. Defaults to None,
+            Kaiming's, which keeps the features' share through the layers.
 
     Raises:
         ValueError: If there is no hidden layer.
@@ -49,7 +50,9 @@ class ImplicitDecoder(BaseModule):
         backend: str = 'auto',
         init_cfg: OptMultiConfig = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(
+            init_cfg or dict(type='Kaiming', layer='Linear', mode='fan_in')
+        )
         if not hidden_channels:
             raise ValueError(
                 'hidden_channels of ImplicitDecoder must be one or more '

@@ -105,6 +105,14 @@ class CRM(BaseRefiner):
         self.min_size = min_size
         self.min_pixels = min_pixels
 
+    def init_weights(self) -> None:
+        """Initialise; with a residual, the network begins with nothing."""
+        super().init_weights()
+        if self.residual is not None:
+            last = self.decode_head.decoder.layers[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
     def forward(
         self,
         inputs: Tensor,

@@ -21,8 +21,8 @@ from .upsamplers import BaseUpsampler
 
 # Cells per axis of what is remembered of the training image, and the mean
 # difference, as a share of the range of its colours, that is another image. At
-# other sizes an image differs by less than 0.001, a next frame of a video or a
-# crop by more than 0.01, other photographs by more than 0.1.
+# other sizes an image differs by less than 0.001, the next frame of a video by
+# more than 0.01, another photograph by more than 0.1.
 _THUMBNAIL = 8
 _OTHER = 0.01
 
@@ -505,7 +505,8 @@ class ImplicitUpsampler(BaseUpsampler):
 def _thumbnail(image: Tensor) -> Tensor:
     """Mean colours of a few parts of an image (1, 3, H, W)."""
     image = image.to(torch.promote_types(image.dtype, torch.float32))
-    return F.adaptive_avg_pool2d(image, _THUMBNAIL)[0]
+    size = (_THUMBNAIL, _THUMBNAIL)
+    return F.interpolate(image, size, mode='bilinear', antialias=True)[0]
 
 
 def _resample(image: Tensor, size: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ from mmplugins.apis.inputs import check_inputs, require_data, require_weights
 TRAINING = Namespace()
 
 
-def testing(**flags):
+def of_a_test(**flags):
     return Namespace(checkpoint='a.pth', **flags)
 
 
@@ -65,12 +65,12 @@ class TestWeights:
         """A test has most of them in its checkpoint."""
         lacking = dict(init_cfg=pretrained('gone'))
         cfg = Config(dict(model=dict(neck=lacking)))
-        check_inputs(cfg, testing())
+        check_inputs(cfg, of_a_test())
         with pytest.raises(ValueError, match='of model.neck.init_cfg'):
             check_inputs(cfg, TRAINING)
         cfg.model.featup = dict(upsampler=lacking)
         with pytest.raises(ValueError, match='of model.featup.upsampler.init'):
-            check_inputs(cfg, testing())
+            check_inputs(cfg, of_a_test())
 
 
 class TestData:
@@ -110,7 +110,7 @@ class TestData:
     def test_are_those_that_the_run_reads(self, part, reads):
         loader = dict(dataset=dict(data_root='gone'))
         cfg = Config({f'{part}_dataloader': loader})
-        runs = [TRAINING, testing()]
+        runs = [TRAINING, of_a_test()]
         check_inputs(cfg, runs[1 - reads])
         with pytest.raises(ValueError, match=f'{part}_dataloader.dataset'):
             check_inputs(cfg, runs[reads])
@@ -119,7 +119,7 @@ class TestData:
 @pytest.mark.parametrize('flag', ['out', 'show_dir'])
 def test_predictions_of_a_model_that_makes_none(flag):
     cfg = Config(dict(model=dict(type='mmplugins.FeatUp')))
-    check_inputs(cfg, testing(**{flag: None}))
+    check_inputs(cfg, of_a_test(**{flag: None}))
     name = flag.replace('_', '-')
-    with pytest.raises(ValueError, match=f'^--{name} is for .* infer.py'):
-        check_inputs(cfg, testing(**{flag: 'there'}))
+    with pytest.raises(ValueError, match=f'^--{name} is for .*infer.py'):
+        check_inputs(cfg, of_a_test(**{flag: 'there'}))

@@ -243,13 +243,11 @@ class TestActivationMaps:
 
     image = torch.tensor([250, 0, 0], dtype=torch.uint8).view(3, 1, 1)
 
-    def draw(self, folder, **changes):
-        cam = torch.zeros(40, 48)  # padded below
-        cam[:, 24:] = 1
+    def draw(self, folder, **fields):
         sample = BaseDataElement(
             metainfo=dict(img_path='a/b.jpg'),
             pred_score=torch.tensor([0.25, 0.75]),
-            **{'cam': cam, **changes},
+            **fields,
         )
         visualizer = Visualizer(
             vis_backends=[dict(type='LocalVisBackend')], save_dir=str(folder)
@@ -261,7 +259,9 @@ class TestActivationMaps:
         hook.after_test_iter(runner, 0, dict(inputs=inputs), [sample] * 2)
 
     def test_lie_over_the_image(self, tmp_path):
-        self.draw(tmp_path)
+        cam = torch.zeros(40, 48)  # padded below
+        cam[:, 24:] = 1
+        self.draw(tmp_path, cam=cam)
         found = pictures(tmp_path)
         assert set(found) == {'b_0.png', 'b_1.png'}
         sheet = cv2.imread(str(found['b_1.png'])).astype(int)
@@ -275,4 +275,4 @@ class TestActivationMaps:
 
     def test_have_to_be_there(self, tmp_path):
         with pytest.raises(ValueError, match='draws cam of'):
-            self.draw(tmp_path, cam=None)
+            self.draw(tmp_path)

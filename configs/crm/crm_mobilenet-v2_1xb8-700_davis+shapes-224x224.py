@@ -2,7 +2,7 @@
 _base_ = [
     './_base_/crm_mobilenet-v2.py',
     '../_base_/datasets/refine-davis-224.py',
-    '../_base_/schedules/adam_1k.py',
+    '../_base_/schedules/adam_700.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
@@ -21,5 +21,14 @@ train_dataloader = dict(
             {{_base_.train_dataloader.dataset}},
             dict(type='RepeatDataset', dataset=shapes, times=4),
         ],
+    )
+)
+# The mask's weights begin at zero, the others of the backbone do not.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            'mask_weight': dict(lr_mult=3.0),
+            'backbone': dict(lr_mult=0.3),
+        }
     )
 )
