@@ -53,9 +53,8 @@ def generator(seed=0):
 
 @pytest.fixture(scope='module')
 def fitted():
-    settings = {**FAST, 'upsampler': {**FAST['upsampler'], 'dropout': 0.0}}
     return fit_implicit(
-        photograph(), backbone, steps=400, generator=generator(), **settings
+        photograph(), backbone, steps=400, generator=generator(), **FAST
     )
 
 
@@ -90,7 +89,7 @@ def test_finer_than_the_training_grid_is_sharper(fitted):
     # Averages of the finer are the coarser.
     pooled = F.avg_pool2d(out, 2)
     coarse = fitted.upsampler(backbone(image), image, (24, 32))
-    assert (pooled - coarse).square().mean() < 0.15**2 * coarse.var()
+    assert (pooled - coarse).square().mean() < 0.12**2 * coarse.var()
 
 
 @torch.no_grad()
