@@ -120,23 +120,33 @@ class PerturbMask(BaseTransform):
 
 @TRANSFORMS.register_module()
 class SoftenMask(BaseTransform):
-    """Blur the coarse mask, as what one stage hands to the next is soft.
+    """Blur the coarse mask and, at times, cut it again.
+
+    A blurred mask is like what one stage hands to the next; one that is cut
+    again has lost what is thin and rounds its corners, like the mask of a
+    segmentor with large cells.
 
     Required and modified keys: ``coarse_seg_map``.
 
     Args:
         sigma (tuple[float, float]): Least and largest deviation of the
-            Gaussian in pixels, drawn log-uniformly. Defaults to (0.5, 8.0).
+            Gaussian in pixels, drawn log-uniformly. Defaults to (0.5, 16.0).
         prob (float): Probability of doing so. Defaults to 0.5.
+        hard (float): Probability that a blurred mask is cut at one half.
+            Defaults to 0.5.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
     def __init__(
-        self, sigma: tuple[float, float] = (0.5, 8.0), prob: float = 0.5
+        self,
+        sigma: tuple[float, float] = (0.5, 16.0),
+        prob: float = 0.5,
+        hard: float = 0.5,
     ) -> None:
         _check_prob('prob of SoftenMask', prob)
+        _check_prob('hard of SoftenMask', hard)
         if not 0 < sigma[0] <= sigma[1]:
             raise ValueError(
                 'sigma of SoftenMask must be above 0, the smaller first, got '
@@ -144,6 +154,7 @@ class SoftenMask(BaseTransform):
             )
         self.sigma = tuple(sigma)
         self.prob = prob
+        self.hard = hard
 
     def transform(self, results: dict) -> dict:
         """Blur the coarse mask.
@@ -154,21 +165,24 @@ class SoftenMask(BaseTransform):
         Returns:
             dict: The same, perhaps blurred.
         """
-        chosen, sigma = self._draw()
+        chosen, sigma, hard = self._draw()
         if chosen:
-            results['coarse_seg_map'] = cv2.GaussianBlur(
+            mask = cv2.GaussianBlur(
                 results['coarse_seg_map'],
                 None,
                 sigma,
                 borderType=cv2.BORDER_REPLICATE,
             )
+            if hard:
+                mask = (mask > 0.5).astype(np.float32)
+            results['coarse_seg_map'] = mask
         return results
 
     @cache_randomness
-    def _draw(self) -> tuple[bool, float]:
-        chosen = np.random.rand() < self.prob
+    def _draw(self) -> tuple[bool, float, bool]:
+        chosen, hard = np.random.rand(2) < (self.prob, self.hard)
         low, high = np.log(self.sigma)
-        return chosen, float(np.exp(np.random.uniform(low, high)))
+        return chosen, float(np.exp(np.random.uniform(low, high))), hard
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(sigma={self.sigma}, prob={self.prob})'

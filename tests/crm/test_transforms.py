@@ -412,7 +412,7 @@ def test_draws_are_cached():
 
 def test_softening_is_a_gaussian():
     np.random.seed(0)
-    soft = SoftenMask(sigma=(3.0, 3.0), prob=1.0)
+    soft = SoftenMask(sigma=(3.0, 3.0), prob=1.0, hard=0.0)
     results = soft(together((80, 90)))
     coarse = together((80, 90))['coarse_seg_map']
     wanted = ndimage.gaussian_filter(coarse, 3.0, mode='nearest')
@@ -421,14 +421,22 @@ def test_softening_is_a_gaussian():
     given = together((80, 90))
     never = SoftenMask(prob=0.0)(given)['coarse_seg_map']
     np.testing.assert_array_equal(never, coarse)
+    hard = SoftenMask(sigma=(3.0, 3.0), prob=1.0, hard=1.0)
+    cut = hard(together((80, 90)))['coarse_seg_map']
+    assert cut.dtype == np.float32
+    sure = np.abs(wanted - 0.5) > 0.01
+    np.testing.assert_array_equal(cut[sure], (wanted > 0.5)[sure])
 
 
 def test_softening_is_log_uniform():
     np.random.seed(0)
     transform = SoftenMask(sigma=(0.5, 8.0), prob=0.25)
     draws = [transform._draw() for _ in range(2000)]
-    assert 0.22 < np.mean([chosen for chosen, _ in draws]) < 0.28
-    logs = np.log([sigma for _, sigma in draws])
+    chosen, sigmas, hard = zip(*draws)
+    assert 0.22 < np.mean(chosen) < 0.28
+    assert 0.46 < np.mean(hard) < 0.54
+    assert abs(np.corrcoef(chosen, hard)[0, 1]) < 0.1
+    logs = np.log(sigmas)
     low, high = np.log(0.5), np.log(8)
     share = stats.kstest(logs, stats.uniform(low, high - low).cdf)
     assert share.pvalue > 0.01
@@ -452,6 +460,7 @@ def test_registered():
         (lambda: PerturbMask(iou=(0.9, 0.8)), r'iou of .* got \(0.9, 0.8\)'),
         (lambda: PerturbMask(prob=2), r'prob of .* \[0, 1\], got 2'),
         (lambda: SoftenMask(prob=-1), r'prob of SoftenMask .* got -1'),
+        (lambda: SoftenMask(hard=2), r'hard of SoftenMask .* got 2'),
         (lambda: SoftenMask(sigma=(0, 1)), r'sigma of .* got \(0, 1\)'),
         (lambda: PerturbMask(seed=3), "seed of .* 'name' or None, got 3"),
         (lambda: PerturbMask(kernel=(5, 3)), r'kernel of .* got \(5, 3\)'),

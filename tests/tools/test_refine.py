@@ -294,6 +294,7 @@ class TestErrors:
     def _folder(self, folder):
         for name, text in SETTINGS.items():
             Path(name).write_text(text)
+        Path('data').mkdir(exist_ok=True)
         Path('broken.pth').write_text('no checkpoint')
         state = torch.load('refiner.pth')['state_dict']
         del state['module.decode_head.fusion.conv.weight']
