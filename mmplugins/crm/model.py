@@ -61,8 +61,8 @@ class CRM(BaseRefiner):
             pixels than this are left out, but for the last. Defaults to 0.
         min_pixels (float): Stages at whose scale a mask has less foreground
             than this leave it as it is. Defaults to 0.
-        data_preprocessor (dict, optional): Normalises images by ImageNet's
-            mean and deviation. Defaults to None.
+        data_preprocessor (dict, optional): Normalises images, such as
+            ``ImgDataPreprocessor``. Defaults to None, they come normalised.
         init_cfg (dict, optional): Weight initialisation. Defaults to None.
 
     Raises:
