@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import DefaultScope, Registry
 
@@ -104,3 +105,9 @@ TRANSFORMS = HostedRegistry('transform', MMENGINE_TRANSFORMS)
 DATASETS = HostedRegistry('dataset', MMENGINE_DATASETS)
 METRICS = HostedRegistry('metric', MMENGINE_METRICS, METRIC_ADAPTERS)
 HOOKS = HostedRegistry('hook', MMENGINE_HOOKS)
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmplugins',
+    locations=['mmplugins.optim'],
+)

@@ -160,34 +160,38 @@ def require_writable(flag: str, path: str | None) -> None:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision (``--amp``).
+    """Train in mixed precision (``--amp``), on a CPU in bfloat16.
 
     Args:
         cfg (Config): Config to change; several optimizers are fine.
 
     Raises:
-        ValueError: If there is no device for it or an optimizer's wrapper
-            cannot be replaced.
+        ValueError: If an optimizer's wrapper is missing or cannot be replaced.
     """
-    if get_device() == 'cpu':
-        raise ValueError(
-            "--amp needs an accelerator: mmengine's AmpOptimWrapper does not "
-            'run on a CPU'
-        )
     wrapper = cfg.get('optim_wrapper')
     if not wrapper:
         raise ValueError('--amp needs optim_wrapper in the config')
+    on_cpu = get_device() == 'cpu'
+    amp = 'mmplugins.BFloat16OptimWrapper' if on_cpu else 'AmpOptimWrapper'
+    known = ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper')
     several = [v for v in wrapper.values() if 'optimizer' in _as_dict(v)]
     for one in several or [wrapper]:
         kind = one.setdefault('type', 'OptimWrapper')
         # A class in configs of pure Python, a prefix where scopes mix.
         name = kind if isinstance(kind, str) else kind.__name__
-        if name.rpartition('.')[-1] not in ('OptimWrapper', 'AmpOptimWrapper'):
+        name = name.rpartition('.')[-1]
+        if name not in known:
             raise ValueError(
                 f'--amp replaces optim_wrapper.type OptimWrapper, got {kind!r}'
             )
-        one.type = 'AmpOptimWrapper'
-        one.setdefault('loss_scale', 'dynamic')
+        if name == 'BFloat16OptimWrapper':
+            continue
+        one.type = amp
+        if on_cpu:
+            for key in ('loss_scale', 'dtype'):
+                one.pop(key, None)
+        else:
+            one.setdefault('loss_scale', 'dynamic')
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:

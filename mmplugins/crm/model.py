@@ -104,6 +104,8 @@ class CRM(BaseRefiner):
             self.residual = nn.Parameter(torch.tensor(float(residual)))
         self.min_size = min_size
         self.min_pixels = min_pixels
+        # Convolutions are faster so, on a CPU and in half precision.
+        self.to(memory_format=torch.channels_last)
 
     def init_weights(self) -> None:
         """Initialise; with a residual, the network begins with nothing."""

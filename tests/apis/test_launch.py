@@ -95,10 +95,21 @@ class TestReadConfig:
 
 
 class TestAmp:
-    def test_needs_an_accelerator(self, monkeypatch):
+    @pytest.mark.parametrize(
+        'given',
+        [
+            {},
+            {'type': 'AmpOptimWrapper', 'loss_scale': 512.0},
+            {'type': 'mmplugins.BFloat16OptimWrapper'},
+        ],
+    )
+    def test_on_a_cpu(self, given, monkeypatch):
         monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
-        with pytest.raises(ValueError, match='--amp needs an accelerator'):
-            launch.enable_amp(Config(dict(optim_wrapper=wrapper())))
+        cfg = Config(dict(optim_wrapper=wrapper(**given)))
+        launch.enable_amp(cfg)
+        assert cfg.optim_wrapper == wrapper(
+            type='mmplugins.BFloat16OptimWrapper'
+        )
 
     @pytest.mark.parametrize(
         'given',

@@ -10,10 +10,10 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmplugins.LoadMasks'),
     dict(type='mmplugins.RandomScaleCrop', input_size=224),
-    dict(type='mmplugins.PerturbMask', iou=(0.8, 1.0)),
+    dict(type='mmplugins.PerturbMask', iou=(0.7, 1.0)),
     dict(type='mmplugins.SoftenMask'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='mmplugins.SampleQueries', input_size=224, query_size=112),
+    dict(type='mmplugins.SampleQueries', input_size=224, query_size=160),
     dict(type='PhotoMetricDistortion'),
     dict(type='mmplugins.PackRefineInputs'),
 ]

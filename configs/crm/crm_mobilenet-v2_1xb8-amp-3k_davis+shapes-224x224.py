@@ -2,13 +2,15 @@
 _base_ = [
     './_base_/crm_mobilenet-v2.py',
     '../_base_/datasets/refine-davis-224.py',
-    '../_base_/schedules/adam_700.py',
+    '../_base_/schedules/adam_3k.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
+davis = {{_base_.train_dataloader.dataset}}
 shapes = dict(
     type='mmplugins.MaskPairDataset',
-    # python tools/prepare_data.py masks work_dirs/demo/masks
+    # python tools/prepare_data.py masks work_dirs/demo/masks \
+    #     --size 1080 1920 --num-train 192
     data_root='work_dirs/demo/masks/',
     data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
     pipeline={{_base_.train_pipeline}},
@@ -17,10 +19,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ConcatDataset',
-        datasets=[
-            {{_base_.train_dataloader.dataset}},
-            dict(type='RepeatDataset', dataset=shapes, times=4),
-        ],
+        datasets=[dict(type='RepeatDataset', dataset=davis, times=2), shapes],
     )
 )
 # The mask's weights begin at zero, the others of the backbone do not.

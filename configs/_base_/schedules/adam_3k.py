@@ -1,0 +1,16 @@
+# 3000 iterations of Adam in bfloat16: about 50 minutes on a CPU core.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=3000, val_interval=3000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='mmplugins.BFloat16OptimWrapper', optimizer=dict(type='Adam', lr=3e-3)
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=100),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=100, end=3000),
+]
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000),
+)
+randomness = dict(seed=0)
