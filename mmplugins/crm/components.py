@@ -9,13 +9,13 @@ from math import ceil
 import cv2
 import numpy as np
 
-Window = tuple[slice, slice]
+Slices = tuple[slice, slice]
 """Rows and columns of a box."""
 
 
 def components(
     mask: np.ndarray, expand: float, min_area: int
-) -> Iterator[tuple[Window, np.ndarray]]:
+) -> Iterator[tuple[Slices, np.ndarray]]:
     """Connected components of a mask, each in its box and what is around it.
 
     Args:

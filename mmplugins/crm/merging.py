@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .components import Slices
+
 
 def boundary_band(labels: Tensor, radius: int) -> Tensor:
     """Pixels near a boundary: those that see a pixel of another label.
@@ -38,6 +40,56 @@ def boundary_band(labels: Tensor, radius: int) -> Tensor:
         high = _extreme(high, radius, dim, torch.maximum)
         low = _extreme(low, radius, dim, torch.minimum)
     return high != low
+
+
+class RunningMerge:
+    """Arg-max over refined masks, of which none is kept.
+
+    Args:
+        labels (Tensor): Label map before the refinement, (H, W).
+        threshold (float): Probability above which a mask claims a pixel.
+            Defaults to 0.5.
+
+    Attributes:
+        labels (Tensor): Each pixel's class of the highest claim, the first of
+            equal ones; the label before where there is none. (H, W).
+    """
+
+    def __init__(self, labels: Tensor, threshold: float = 0.5) -> None:
+        self.labels = labels.clone()
+        self._best = torch.full_like(labels, threshold, dtype=torch.float32)
+        self._claimed = torch.zeros_like(labels, dtype=torch.bool)
+        self._refined = torch.zeros_like(labels, dtype=torch.bool)
+
+    @property
+    def lost(self) -> Tensor:
+        """Pixels that were refined and that nothing claims, bool, (H, W)."""
+        return self._refined & ~self._claimed
+
+    def add(
+        self,
+        label: int,
+        prob: Tensor,
+        part: Tensor,
+        window: Slices | None = None,
+    ) -> None:
+        """Add a refined mask.
+
+        Args:
+            label (int): Its class.
+            prob (Tensor): Its probability in a window, (h, w).
+            part (Tensor): Pixels of the window that it is a refinement of,
+                bool, (h, w).
+            window (Slices, optional): Rows and columns of the window.
+                Defaults to None, all.
+        """
+        window = window or (slice(None), slice(None))
+        best = self._best[window]
+        wins = prob > best
+        best[wins] = prob[wins].to(best)
+        self.labels[window][wins] = label
+        self._claimed[window] |= wins
+        self._refined[window] |= part
 
 
 def merge_labels(
@@ -69,8 +121,7 @@ def merge_labels(
     Raises:
         ValueError: If a probability is not of the map's size.
     """
-    best = torch.full(labels.shape, 0.5, device=labels.device)
-    merged = labels.clone()
+    merge = RunningMerge(labels)
     rest = torch.ones_like(labels, dtype=torch.bool)
     for index, prob in refined:
         if prob.shape != labels.shape:
@@ -78,15 +129,14 @@ def merge_labels(
                 f'merge_labels needs probabilities of {tuple(labels.shape)}, '
                 f'as the labels, got {tuple(prob.shape)} for class {index}'
             )
-        claimed = prob > best
-        best = torch.where(claimed, prob.to(best), best)
-        merged[claimed] = index
-        rest &= labels != index
+        region = labels == index
+        merge.add(index, prob, region)
+        rest &= ~region
     kept = torch.zeros_like(rest)
     if ignore_index is not None:
         kept = labels == ignore_index
-    lost = ~rest & (best <= 0.5)
     rest &= ~kept
+    merged, lost = merge.labels, merge.lost
     if lost.any() and rest.any():
         merged[lost] = _nearest(labels, rest)[lost]
     if band is not None:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from mmplugins.registry import MODELS
 from mmplugins.typing import ConfigType, OptConfigType, SampleList
 
-from .components import Window, components
-from .merging import boundary_band
+from .components import Slices, components
+from .merging import RunningMerge, boundary_band
 
 # Of ImageNet, in the order of red, green and blue.
 _MEAN = (123.675, 116.28, 103.53)
@@ -200,7 +200,7 @@ class RefinedSegmentor(BaseTTAModel):
             return coarse.clone()
         image = self._image(pixels, sample, coarse.shape).to(coarse.device)
         probability = _Softmax(sample) if self.soft else None
-        merge = _Merge(coarse, self.threshold)
+        merge = RunningMerge(coarse, self.threshold)
         for label in refined:
             region = coarse == label
             mask = (
@@ -213,8 +213,7 @@ class RefinedSegmentor(BaseTTAModel):
                     image[(..., *window)], 2 * own[None, None] - 1
                 )
                 merge.add(label, prob[0, 0].float(), part, window)
-        labels = merge.labels
-        lost = merge.refined & ~merge.claimed
+        labels, lost = merge.labels, merge.lost
         labels[lost] = self._rest(sample, lost, labels[lost])
         if self.band is None:
             return labels
@@ -229,7 +228,7 @@ class RefinedSegmentor(BaseTTAModel):
             return [label for label in self.classes if label in present]
         return [label for label in present if label != self.background]
 
-    def _parts(self, region: Tensor) -> Iterator[tuple[Window, Tensor]]:
+    def _parts(self, region: Tensor) -> Iterator[tuple[Slices, Tensor]]:
         """Masks of a class to refine, and the windows that show them."""
         if self.per == 'component':
             mask = region.cpu().numpy().astype(np.uint8)
@@ -273,34 +272,6 @@ class RefinedSegmentor(BaseTTAModel):
         if image is None or image.shape[:2] != tuple(size):
             return None
         return torch.from_numpy(image).permute(2, 0, 1)
-
-
-class _Merge:
-    """Running arg-max over refined masks, of which none is kept.
-
-    Args:
-        coarse (Tensor): Labels before, (H, W).
-        threshold (float): Least probability of a claim.
-    """
-
-    def __init__(self, coarse: Tensor, threshold: float) -> None:
-        self.labels = coarse.clone()
-        # The highest claim on each pixel, and whether there is one.
-        self.best = torch.full_like(coarse, threshold, dtype=torch.float32)
-        self.claimed = torch.zeros_like(coarse, dtype=torch.bool)
-        # Pixels whose own mask was among the refined ones.
-        self.refined = torch.zeros_like(coarse, dtype=torch.bool)
-
-    def add(
-        self, label: int, prob: Tensor, part: Tensor, window: Window
-    ) -> None:
-        """Add a refined mask, (h, w), of what was ``part`` of a window."""
-        best = self.best[window]
-        wins = prob > best
-        best[wins] = prob[wins]
-        self.labels[window][wins] = label
-        self.claimed[window] |= wins
-        self.refined[window] |= part
 
 
 class _Softmax:
