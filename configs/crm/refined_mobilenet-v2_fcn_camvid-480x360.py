@@ -32,7 +32,9 @@ model = dict(
         antialias=True,
         min_pixels=16,
         init_cfg=dict(
-            type='Pretrained', checkpoint='data/weights/crm_mobilenet-v2.pth'
+            type='Pretrained',
+            checkpoint='work_dirs/crm_mobilenet-v2_1xb8-amp-3k_davis+shapes-'
+            '224x224/iter_3000.pth',
         ),
     ),
     # Far from every boundary the segmentor is right more often than not.

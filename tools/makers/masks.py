@@ -34,11 +34,13 @@ from .photographs import (
     photograph,
     resized_crop,
     sample_crop,
+    split_photographs,
 )
 
 # Height at which the grain of a surface has the pixels of its photograph.
 GRAIN_HEIGHT = 2160
 JPEG_QUALITY = 95
+PHOTOS = {'train': TRAIN_PHOTOS, 'val': VAL_PHOTOS}
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def _grain(name, height):
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
-def mask_scene(seed, split, index, aspect_ratio):
+def mask_scene(seed, split, index, aspect_ratio, photos=None):
     """Scene `index` >= 0 of a split, whatever the split's length.
 
     Args:
@@ -289,9 +291,10 @@ def mask_scene(seed, split, index, aspect_ratio):
         split: 'train' or 'val', which have different backgrounds.
         index: Number of the image, >= 0.
         aspect_ratio: Width over height, > 0.
+        photos: Photographs of each split. Defaults to None, scikit-image's.
     """
     rng = split_rng(seed, split, index)
-    photos = TRAIN_PHOTOS if split == 'train' else VAL_PHOTOS
+    photos = (photos or PHOTOS)[split]
     crop = sample_crop(rng, photos, 0.5, 1.0)
     mean = photograph(crop.name).reshape(-1, 3).mean(0)
     background = Surface(
@@ -372,7 +375,7 @@ def _sample_object(rng, aspect_ratio):
     return tuple(parts)
 
 
-def write_masks(out, counts, size, seed, overwrite=False):
+def write_masks(out, counts, size, seed, overwrite=False, photographs=None):
     """Writes ``{images,masks}/{train,val}`` and, last, meta.json.
 
     Images are JPEG files, masks PNG files of 0 and 255.
@@ -383,19 +386,26 @@ def write_masks(out, counts, size, seed, overwrite=False):
         size: (height, width) in pixels, each >= 16.
         seed: >= 0.
         overwrite: Whether to replace a different set in `out`.
+        photographs: Folder of photographs to draw over. Defaults to None,
+            those of scikit-image.
 
     Returns:
         True if the set was written, False if it was there already.
     """
     check_counts(counts, seed)
     check_size(size)
+    photos = split_photographs(photographs) if photographs else None
     meta = {'kind': 'masks', 'size': list(size), 'seed': seed}
     meta |= {'counts': dict(counts)}
+    if photos:
+        meta['photographs'] = {k: [*v] for k, v in photos.items()}
 
     def write(root):
         for split in SPLITS:
             for index in range(counts[split]):
-                scene = mask_scene(seed, split, index, size[1] / size[0])
+                scene = mask_scene(
+                    seed, split, index, size[1] / size[0], photos
+                )
                 image, mask = render_mask(scene, *size)
                 name = f'{split}/{index:06d}'
                 write_image(

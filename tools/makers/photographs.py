@@ -1,4 +1,4 @@
-"""Photographs and textures of scikit-image's wheel, whole or in windows.
+"""Photographs, whole or in windows: scikit-image's or a folder's.
 
 Image (H, W, 3) uint8 RGB.
 """
@@ -6,6 +6,7 @@ Image (H, W, 3) uint8 RGB.
 import functools
 import importlib.resources
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ TRAIN_PHOTOS = (
     'ihc.png',
 )
 VAL_PHOTOS = ('chelsea.png', 'motorcycle_left.png', 'rocket.jpg')
+SUFFIXES = ('.jpg', '.jpeg', '.png')
 TEXTURES = ('brick.png', 'grass.png', 'gravel.png')
 
 
@@ -42,14 +44,42 @@ def sample_crop(rng, names, low, high):
     return Crop(name, rng.uniform(low, high), rng.random(), rng.random())
 
 
-@functools.cache
-def photograph(name):
-    """Bundled photograph, (h, w, 3) uint8 RGB; not to be written to."""
-    path = importlib.resources.files('skimage') / 'data' / name
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    return cv2.cvtColor(
-        cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+def split_photographs(folder):
+    """Paths of a folder's photographs by split, every tenth for 'val'.
+
+    Raises:
+        ValueError: If there are no two of them.
+    """
+    found = sorted(
+        str(path.resolve())
+        for path in Path(folder).rglob('*')
+        if path.suffix.lower() in SUFFIXES
     )
+    if len(found) < 2:
+        raise ValueError(
+            f'photographs must be a folder of two images or more, of '
+            f'{", ".join(SUFFIXES)}; {folder} has {len(found)}'
+        )
+    val = tuple(found[::10])
+    return {'train': tuple(x for x in found if x not in val), 'val': val}
+
+
+@functools.lru_cache(maxsize=256)
+def photograph(name):
+    """Photograph, (h, w, 3) uint8 RGB, not to be written to.
+
+    Args:
+        name: Of a file of scikit-image's wheel, or an absolute path.
+    """
+    path = Path(name)
+    if not path.is_absolute():
+        path = importlib.resources.files('skimage') / 'data' / name
+    image = cv2.imdecode(
+        np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR
+    )
+    if image is None:
+        raise ValueError(f'{name} is no image that OpenCV reads')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def resized_crop(crop, height, width):

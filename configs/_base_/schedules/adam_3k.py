@@ -3,7 +3,7 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=3000, val_interval=3000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    type='mmplugins.BFloat16OptimWrapper', optimizer=dict(type='Adam', lr=3e-3)
+    type='mmplugins.BFloat16OptimWrapper', optimizer=dict(type='Adam', lr=1e-3)
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=100),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +11,12 @@ import prepare_data
 import pytest
 from makers import masks as maker
 from makers.masks import Blob, MaskScene, Part, Strand, Surface
-from makers.photographs import TRAIN_PHOTOS, VAL_PHOTOS, Crop
+from makers.photographs import (
+    TRAIN_PHOTOS,
+    VAL_PHOTOS,
+    Crop,
+    split_photographs,
+)
 from scipy.ndimage import distance_transform_edt
 from skimage.measure import points_in_poly
 
@@ -292,3 +298,39 @@ def test_4k_is_the_same_scene():
     assert image.shape == (2160, 3840, 3)
     _, small = maker.render_mask(drawn, 720, 1280)
     np.testing.assert_array_equal(mask[1::3, 1::3], small)
+
+
+def test_over_photographs_of_a_folder(tmp_path):
+    colours = {}
+    for i in range(12):
+        colours[i] = (20 * i, 255 - 20 * i, 128)
+        image = np.full((40, 60, 3), colours[i][::-1], np.uint8)
+        cv2.imwrite(str(tmp_path / f'{i:02d}.png'), image)
+    photos = split_photographs(tmp_path)
+    assert [Path(x).stem for x in photos['val']] == ['00', '10']
+    assert len(photos['train']) == 10
+    for split in ('train', 'val'):
+        drawn = maker.mask_scene(0, split, 0, 1.5, photos)
+        crop = drawn.background.crop
+        assert crop.name in photos[split]
+        # A plain photograph is the mean that its surface is drawn around.
+        assert drawn.background.tint == colours[int(Path(crop.name).stem)]
+    out = tmp_path / 'set'
+    given = (out, {'train': 2, 'val': 1}, (32, 48), 0)
+    assert maker.write_masks(*given, photographs=tmp_path)
+    meta = json.loads((out / 'meta.json').read_text())
+    assert meta['photographs']['val'] == [*photos['val']]
+    with pytest.raises(FileExistsError, match='holds something else'):
+        maker.write_masks(*given)
+
+
+def test_needs_photographs_in_the_folder(tmp_path):
+    with pytest.raises(ValueError, match='two images or more.* has 0'):
+        maker.write_masks(
+            tmp_path / 'set',
+            {'train': 1, 'val': 1},
+            (32, 48),
+            0,
+            True,
+            tmp_path,
+        )

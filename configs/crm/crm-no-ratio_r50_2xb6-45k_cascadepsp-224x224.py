@@ -1,0 +1,4 @@
+# Ablation: the decoder without the ratio r.
+_base_ = './crm_r50_2xb6-45k_cascadepsp-224x224.py'
+
+model = dict(decode_head=dict(ratio=False))
