@@ -16,7 +16,7 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import DefaultScope, Registry
 
-SYSTEMS = ['mmplugins.featup', 'mmplugins.crm']
+SYSTEMS = ['mmplugins.featup', 'mmplugins.crm', 'mmplugins.ssen']
 
 # Models that are adapters: type -> (host that must be the default scope,
 # module).
@@ -28,6 +28,8 @@ ADAPTERS = {
     'LinearDepthHead': ('mmseg', 'mmplugins.featup.depth_estimator'),
     'GuidedImageClassifier': ('mmpretrain', 'mmplugins.featup.classifier'),
     'RefinedSegmentor': ('mmseg', 'mmplugins.crm.segmentor'),
+    'RefSREditor': ('mmagic', 'mmplugins.ssen.editor'),
+    'RefSRDataPreprocessor': ('mmagic', 'mmplugins.ssen.editor'),
 }
 
 # The same of metrics.

@@ -23,6 +23,7 @@ HOST_FREE = {
     ),
     'CRMHead': dict(),
     'ChannelNorm': dict(normalized_shape=4),
+    'DynamicOffsetEstimator': dict(mid_channels=8),
     'FeatUp': dict(
         backbone=dict(type='mmpretrain.MobileNetV2', widen_factor=0.1),
         upsampler=dict(type='mmplugins.JBUStack', num_stages=2),
@@ -43,6 +44,9 @@ HOST_FREE = {
     'MaskL2Loss': dict(),
     'ScaleShiftInvariantLoss': dict(),
     'NearestUpsampler': dict(in_channels=4),
+    'RCAN': dict(num_groups=1, num_blocks=1, mid_channels=8),
+    'SSEN': dict(mid_channels=8),
+    'SSENNet': dict(mid_channels=8, num_blocks=1),
     'SimpleDownsampler': dict(kernel_size=4, stride=2),
     'TotalVariationLoss': dict(),
 }

@@ -1,6 +1,6 @@
 """Convert official checkpoints to ours.
 
-    python tools/convert_checkpoint.py {featup,crm} SRC DST
+    python tools/convert_checkpoint.py {featup,crm,rcan} SRC DST
 
 DST is a plain state dict: it loads strictly into the module that is printed,
 and as init_cfg=dict(type='Pretrained', checkpoint=DST).
@@ -21,12 +21,14 @@ from mmplugins.apis.checkpoints import (
 )
 from mmplugins.crm import checkpoints as crm
 from mmplugins.featup import checkpoints as featup
+from mmplugins.ssen import checkpoints as rcan
 
 # Name -> what is converted, and the function for it: official state dict to
 # config of our module, its state dict and lines that say what to know.
 SYSTEMS = {
     'featup': ('FeatUp, for JBUStack', featup.convert),
     'crm': ('CRM, with a ResNet-50', crm.convert),
+    'rcan': ('RCAN, of any scale', rcan.convert),
 }
 
 

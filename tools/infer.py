@@ -4,10 +4,10 @@ import argparse
 
 import torch
 
-from mmplugins.apis import featup, refine
+from mmplugins.apis import featup, refine, upscale
 
 # Each module has add_arguments(parser), run(args) and MEMORY_OPTION.
-COMMANDS = {'featup': featup, 'refine': refine}
+COMMANDS = {'featup': featup, 'refine': refine, 'upscale': upscale}
 
 
 def parse_args() -> argparse.Namespace:

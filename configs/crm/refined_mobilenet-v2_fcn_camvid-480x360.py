@@ -31,6 +31,7 @@ model = dict(
         min_size=200,
         antialias=True,
         min_pixels=16,
+        trust=2.0,
         init_cfg=dict(
             type='Pretrained',
             checkpoint='work_dirs/crm_mobilenet-v2_1xb8-amp-3k_davis+shapes-'

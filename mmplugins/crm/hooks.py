@@ -82,7 +82,7 @@ class RefinementVisualizationHook(Hook):
         outputs: Sequence[BaseDataElement] | None = None,
     ) -> None:
         """Draw every so many images."""
-        self._after_iter(runner, 'val', data_batch, outputs)
+        self._show(runner, 'val', data_batch, outputs)
 
     def after_test_iter(
         self,
@@ -92,10 +92,10 @@ class RefinementVisualizationHook(Hook):
         outputs: Sequence[BaseDataElement] | None = None,
     ) -> None:
         """Draw every so many images."""
-        self._after_iter(runner, 'test', data_batch, outputs)
+        self._show(runner, 'test', data_batch, outputs)
 
     @master_only
-    def _after_iter(
+    def _show(
         self,
         runner: Runner,
         mode: str,

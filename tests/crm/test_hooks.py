@@ -186,3 +186,12 @@ def test_models_that_refine_nothing_are_named(tmp_path):
 def test_arguments_are_checked(name):
     with pytest.raises(ValueError, match=f'{name} of .* 1 or more, got 0'):
         RefinementVisualizationHook(**{name: 0})
+
+
+def test_a_training_has_no_pictures():
+    """The hook has nothing to do there, but is called all the same."""
+    hook = RefinementVisualizationHook()
+    for name in ('before_train_iter', 'after_train_iter'):
+        getattr(hook, name)(None, 0)
+    for mode in ('val', 'test'):
+        getattr(hook, f'before_{mode}_iter')(None, 0)

@@ -60,6 +60,29 @@ def test_scales_and_padding_are_those_asked_for():
     torch.testing.assert_close(out, wanted)
 
 
+@pytest.mark.parametrize('tile', [None, 40])
+def test_trust_is_log_odds_of_the_coarse_mask(tile):
+    model, plain = (build(scales=(0.5, 1.0), tile=tile) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    model.trust = 1.5
+    image, mask = pair(60, 52)
+    mask = torch.ones_like(mask)
+    mask[..., :26] = -1
+    first = plain.refine(image, mask, [0.5])
+    first = (first.logit() + 1.5 * mask).sigmoid()
+    # A single stage on what the first one gave, with its prior again.
+    out, stages = model.refine(image, mask, stages=True)
+    torch.testing.assert_close(stages[0], first)
+    assert out[..., :26].mean() < plain.refine(image, mask)[..., :26].mean()
+    model.trust = 1000.0
+    assert torch.equal(model.refine(image, mask) > 0.5, mask > 0)
+
+
+def test_trust_is_positive():
+    with pytest.raises(ValueError, match='trust of CRM .* got -1'):
+        build(trust=-1)
+
+
 def test_antialias_averages_the_small_image():
     model, plain = build(antialias=True), build()
     plain.load_state_dict(model.state_dict())

@@ -1,0 +1,531 @@
+"""Super-resolution with references: one network from images to image.
+
+B batch, C channels of the maps, h x w small image, s scale: s h x s w result.
+Images are RGB in [0, 1]; maps have the small image's resolution, that of a
+reference too.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+
+from mmplugins.ops.implicit import Window
+from mmplugins.registry import MODELS
+from mmplugins.typing import OptConfigType, OptMultiConfig
+
+from .offsets import Sampling
+from .rcan import DIV2K_MEAN, SHUFFLES, RCANTrunk, Upsampler, crop
+
+TRUNKS = ('residual', 'rcan')
+# Residuals of a new block, as a share of what a usual one would be.
+_QUIET = 0.1
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a skip, without normalisation.
+
+    Args:
+        channels (int): Channels C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(_QUIET)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map and its residual, (B, C, h, w)."""
+        return x + self.conv2(self.conv1(x).relu_())
+
+
+class ResidualTrunk(BaseModule):
+    """Residual blocks and a convolution, with a skip around them.
+
+    Args:
+        channels (int): Channels C. Defaults to 64.
+        num_blocks (int): Number of blocks. Defaults to 16.
+    """
+
+    def __init__(self, channels: int = 64, num_blocks: int = 16) -> None:
+        super().__init__()
+        self.blocks = ModuleList(
+            ResidualBlock(channels) for _ in range(num_blocks)
+        )
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    @property
+    def radius(self) -> int:
+        """Pixels around a window that it depends on."""
+        return 2 * len(self.blocks) + 1
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Deep features.
+
+        Args:
+            x (Tensor): Map, (B, C, h, w).
+            skip (Tensor, optional): What the skip adds, of the same shape.
+                Defaults to None, ``x``.
+
+        Returns:
+            Tensor: (B, C, h, w).
+        """
+        out = x
+        for block in self.blocks:
+            out = block(out)
+        return self.conv(out) + (x if skip is None else skip)
+
+
+class ReferenceStem(BaseModule):
+    """Strided convolutions that bring a large image to the maps' resolution.
+
+    Args:
+        in_channels (int): Channels of the image.
+        channels (int): Channels C.
+        scale (int): 2, 3, 4 or 8.
+    """
+
+    def __init__(self, in_channels: int, channels: int, scale: int) -> None:
+        super().__init__()
+        # Of stride three, a cell is its own three pixels, without a border.
+        self.convs = ModuleList(
+            nn.Conv2d(
+                channels if k else in_channels,
+                channels,
+                3,
+                stride=factor,
+                padding=1 if factor == 2 else 0,
+            )
+            for k, factor in enumerate(SHUFFLES[scale])
+        )
+        for conv in self.convs[:-1]:
+            nn.init.kaiming_normal_(conv.weight, a=0.1)
+            nn.init.zeros_(conv.bias)
+        _init_linear(self.convs[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map of an image (B, K, s h, s w), (B, C, h, w)."""
+        for k, conv in enumerate(self.convs):
+            x = conv(F.leaky_relu(x, 0.1) if k else x)
+        return x
+
+
+def fit_reference(ref: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring a reference to a size, with all that it shows.
+
+    A larger one is shrunk, its aspect kept; what then is missing at the bottom
+    and the right repeats the border.
+
+    Args:
+        ref (Tensor): Images in [0, 1], (B, K, H, W).
+        size (Sequence[int]): Rows and columns.
+
+    Returns:
+        Tensor: (B, K, *size).
+
+    Raises:
+        ValueError: If it is no batch of images.
+    """
+    if ref.ndim != 4 or not ref.numel():
+        raise ValueError(
+            f'a reference must be images (B, K, H, W), got {tuple(ref.shape)}'
+        )
+    ratio = min(n / m for n, m in zip(size, ref.shape[-2:]))
+    if ratio < 1:
+        small = [
+            min(max(1, round(m * ratio)), n)
+            for n, m in zip(size, ref.shape[-2:])
+        ]
+        dtype = torch.promote_types(ref.dtype, torch.float32)
+        shrunk = F.interpolate(
+            ref.to(dtype), small, mode='bicubic', antialias=True
+        )
+        ref = shrunk.clamp(0, 1).to(ref.dtype)  # cubics overshoot
+    missing = [n - m for n, m in zip(size, ref.shape[-2:])]
+    if any(missing):
+        ref = F.pad(ref, (0, missing[1], 0, missing[0]), mode='replicate')
+    return ref
+
+
+def blend_references(feat: Tensor, aligned: Sequence[Tensor]) -> Tensor:
+    """One map of several aligned ones, by how alike they are to the input.
+
+    At each pixel, a softmax over the references of ``<feat, aligned> /
+    sqrt(C)``: neither their order nor a repetition of all matters.
+
+    Args:
+        feat (Tensor): Map of the input, (B, C, h, w).
+        aligned (Sequence[Tensor]): Aligned maps, each (B, C, h, w).
+
+    Returns:
+        Tensor: (B, C, h, w).
+    """
+    if len(aligned) == 1:
+        return aligned[0]
+    scores = torch.stack([(feat * x).sum(1, keepdim=True) for x in aligned])
+    weights = (scores / feat.shape[1] ** 0.5).softmax(0)  # (R, B, 1, h, w)
+    return sum(weight * x for weight, x in zip(weights, aligned))
+
+
+def tiles(size: Sequence[int], tile: int | None) -> Iterator[Window]:
+    """Windows that cover a map, each pixel once.
+
+    Args:
+        size (Sequence[int]): Rows and columns of the map.
+        tile (int, optional): Rows and columns of the largest window. None is
+            all.
+
+    Yields:
+        Window: Row by row.
+    """
+    height, width = (n if tile is None else min(tile, n) for n in size)
+    for top in range(0, size[0], height):
+        for left in range(0, size[1], width):
+            yield Window(
+                top,
+                left,
+                min(height, size[0] - top),
+                min(width, size[1] - left),
+            )
+
+
+@MODELS.register_module()
+class SSENNet(BaseModule):
+    """Super-resolution with references (Shim et al., CVPR 2020).
+
+    Small image and reference pass the same blocks, the reference behind a
+    strided stem of its own; :class:`~mmplugins.ssen.SSEN` aligns its map,
+    which is joined to that of the image before the trunk. The trunk's long
+    skip adds the image's map. Without a reference, the image is its own.
+
+    Args:
+        in_channels (int): Channels of the images. Defaults to 3.
+        out_channels (int): Channels of the result. Defaults to 3.
+        mid_channels (int): Channels C. Defaults to 64.
+        num_blocks (int): Blocks of the trunk; of each group with
+            ``trunk='rcan'``. Defaults to 16.
+        num_extract_blocks (int): Blocks that image and reference share.
+            Defaults to 5.
+        trunk (str): ``'residual'`` or ``'rcan'``. Defaults to ``'residual'``.
+        num_layers (int): Deformable layers, as in
+            :class:`~mmplugins.ssen.SSEN`. Defaults to 3.
+        non_local (bool): As there. Defaults to True.
+        upscale_factor (int): Scale s, 2, 3, 4 or 8. Defaults to 4.
+        deform_groups (int): As in :class:`~mmplugins.ssen.SSEN`. Defaults to
+            1.
+        num_groups (int): Groups of ``trunk='rcan'``. Defaults to 10.
+        align (dict, optional): Further arguments of the
+            :class:`~mmplugins.ssen.SSEN`, or another ``type``. Defaults to
+            None.
+        reference (bool | str): True for references, and the image itself
+            without one; ``'self'`` for the image itself only, then there is no
+            stem for references; False for neither, the plain network to
+            compare with. The last two ignore references. Defaults to True.
+        mean (Sequence[float], optional): Mean of each channel in [0, 1], which
+            the layers do not see. Defaults to None, DIV2K's for three channels
+            and zero for others.
+        init_cfg (dict, optional): Weight initialisation. Defaults to None.
+
+    Raises:
+        ValueError: If an argument is not one of those.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        mid_channels: int = 64,
+        num_blocks: int = 16,
+        num_extract_blocks: int = 5,
+        trunk: str = 'residual',
+        num_layers: int = 3,
+        non_local: bool = True,
+        upscale_factor: int = 4,
+        deform_groups: int = 1,
+        num_groups: int = 10,
+        align: OptConfigType = None,
+        reference: bool | str = True,
+        mean: Sequence[float] | None = None,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if trunk not in TRUNKS:
+            raise ValueError(
+                f'trunk of SSENNet must be one of {TRUNKS}, got {trunk!r}'
+            )
+        if reference not in (True, False, 'self'):
+            raise ValueError(
+                "reference of SSENNet must be True, False or 'self', got "
+                f'{reference!r}'
+            )
+        if in_channels != out_channels:
+            # What is taken off the image is added to the result.
+            raise ValueError(
+                'in_channels and out_channels of SSENNet must be equal, got '
+                f'{in_channels} and {out_channels}'
+            )
+        if mean is None:
+            mean = DIV2K_MEAN if in_channels == 3 else [0.0] * in_channels
+        if len(mean) != in_channels:
+            raise ValueError(
+                f'mean of SSENNet needs {in_channels} values, got {mean}'
+            )
+        self.in_channels = in_channels
+        self.upscale_factor = upscale_factor
+        self.reference = reference
+        mean = torch.tensor(mean).view(1, -1, 1, 1)
+        self.register_buffer('mean', mean, persistent=False)
+        # Refuses scales that the other parts do not have.
+        self.upsampler = Upsampler(mid_channels, out_channels, upscale_factor)
+        self.stem = nn.Conv2d(in_channels, mid_channels, 3, padding=1)
+        _init_linear(self.stem)
+        self.extractor = ModuleList(
+            ResidualBlock(mid_channels) for _ in range(num_extract_blocks)
+        )
+        self.ref_stem = self.ssen = self.fusion = None
+        if reference:
+            cfg = dict(
+                type='mmplugins.SSEN',
+                mid_channels=mid_channels,
+                num_layers=num_layers,
+                non_local=non_local,
+                deform_groups=deform_groups,
+            )
+            cfg.update(align or {})
+            self.ssen = MODELS.build(cfg)
+            self.fusion = nn.Conv2d(2 * mid_channels, mid_channels, 1)
+            _init_linear(self.fusion)
+        if reference is True:
+            self.ref_stem = ReferenceStem(
+                in_channels, mid_channels, upscale_factor
+            )
+        if trunk == 'residual':
+            self.trunk = ResidualTrunk(mid_channels, num_blocks)
+        else:
+            self.trunk = RCANTrunk(mid_channels, num_groups, num_blocks)
+        # Convolutions are faster so, on a CPU and in half precision.
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def radius(self) -> int | None:
+        """Pixels of the maps around a window that its result depends on.
+
+        None with ``trunk='rcan'``, which depends on all of them.
+        """
+        if self.trunk.radius is None:
+            return None
+        return self.trunk.radius + self.upsampler.radius
+
+    def extract(self, lr: Tensor) -> Tensor:
+        """Map of small images.
+
+        Args:
+            lr (Tensor): RGB in [0, 1], (B, 3, h, w).
+
+        Returns:
+            Tensor: (B, C, h, w).
+
+        Raises:
+            ValueError: If they are no images of the network's channels.
+        """
+        self._check_images('images', lr)
+        return self._extract(self.stem(lr - self.mean))
+
+    def extract_reference(self, ref: Tensor, size: Sequence[int]) -> Tensor:
+        """Map of a reference, once for all images of a size.
+
+        Args:
+            ref (Tensor): RGB in [0, 1] of any size, (B, 3, H, W); what does
+                not fit, see :func:`fit_reference`.
+            size (Sequence[int]): Rows h and columns w of the small image.
+
+        Returns:
+            Tensor: (B, C, h, w).
+
+        Raises:
+            ValueError: If they are no images of the network's channels, or the
+                network has no stem for references.
+        """
+        if self.ref_stem is None:
+            raise ValueError(
+                f'SSENNet with reference={self.reference!r} takes no '
+                'references'
+            )
+        self._check_images('references', ref)
+        ref = fit_reference(ref, [self.upscale_factor * n for n in size])
+        return self._extract(self.ref_stem(ref - self.mean))
+
+    def align(
+        self,
+        feat: Tensor,
+        ref_feats: Tensor | Sequence[Tensor] | None = None,
+        return_aux: bool = False,
+    ) -> Tensor | tuple[Tensor, list[list[Sampling]]]:
+        """Join what the references have to add.
+
+        Args:
+            feat (Tensor): Map of the image, (B, C, h, w).
+            ref_feats (Tensor | Sequence[Tensor], optional): Maps of the
+                references, each (B, C, h, w). Defaults to None, the image's.
+            return_aux (bool): Return offsets and masks as well. Defaults to
+                False.
+
+        Returns:
+            Tensor | tuple: Joint map, (B, C, h, w), and with ``return_aux``
+            a list of the layers' offsets and masks, as of
+            :class:`~mmplugins.ssen.SSEN`, for each reference.
+        """
+        if self.ssen is None:
+            return (feat, []) if return_aux else feat
+        if isinstance(ref_feats, Tensor):
+            ref_feats = [ref_feats]
+        aligned, aux = [], []
+        for ref_feat in ref_feats or [feat]:
+            out = self.ssen(feat, ref_feat, return_aux)
+            if return_aux:
+                out, samplings = out
+                aux.append(samplings)
+            aligned.append(out)
+        out = blend_references(feat, aligned)
+        fused = self.fusion(torch.cat([feat, out], 1))
+        return (fused, aux) if return_aux else fused
+
+    def reconstruct(
+        self,
+        feat: Tensor,
+        fused: Tensor,
+        window: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Large images of maps, or a window of them.
+
+        A window is what there is in the whole result, to rounding. With
+        ``trunk='residual'`` only :attr:`radius` pixels around it are worked
+        on; the other trunk works on all. See :meth:`reconstruct_tiles`.
+
+        Args:
+            feat (Tensor): Map of the images, (B, C, h, w).
+            fused (Tensor): Joint map, (B, C, h, w).
+            window (Sequence[int], optional): Top, left, height and width, in
+                pixels of the small images. Defaults to None, all.
+
+        Returns:
+            Tensor: RGB, about [0, 1], (B, 3, s h, s w) or s times the window.
+
+        Raises:
+            ValueError: If the window does not lie inside of the map.
+        """
+        if window is not None and self.radius is not None:
+            size = window[2:]
+            feat, _, _ = crop(feat, window, self.radius)
+            fused, top, left = crop(fused, window, self.radius)
+            window = (top, left, *size)
+        return self.upsampler(self.trunk(fused, feat), window) + self.mean
+
+    def reconstruct_tiles(
+        self, feat: Tensor, fused: Tensor, tile: int | None = None
+    ) -> Iterator[tuple[Window, Tensor]]:
+        """Large images window by window, in little memory.
+
+        Args:
+            feat (Tensor): Map of the images, (B, C, h, w).
+            fused (Tensor): Joint map, (B, C, h, w).
+            tile (int, optional): Rows and columns of a window, in pixels of
+                the small images. Defaults to None, all.
+
+        Yields:
+            tuple[Window, Tensor]: Window, in pixels of the result, and what
+            there is in the whole result, to rounding, (B, 3, *window).
+        """
+        # A trunk that needs the whole map has it once, see RCANTrunk.
+        deep = self.trunk(fused, feat) if self.radius is None else None
+        for window in tiles(feat.shape[-2:], tile):
+            if deep is None:
+                out = self.reconstruct(feat, fused, window)
+            else:
+                out = self.upsampler(deep, window) + self.mean
+            yield Window(*(self.upscale_factor * n for n in window)), out
+
+    def encode(
+        self, lr: Tensor, ref: Tensor | Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, list[list[Sampling]]]:
+        """What :meth:`reconstruct` needs, of images and references.
+
+        Args:
+            lr (Tensor): RGB in [0, 1], (B, 3, h, w).
+            ref (Tensor | Sequence[Tensor], optional): As in :meth:`forward`.
+                Defaults to None.
+
+        Returns:
+            tuple: Map of the images and joint map, both (B, C, h, w), and
+            offsets and masks, as of :meth:`align`.
+
+        Raises:
+            ValueError: As in :meth:`forward`.
+        """
+        feat = self.extract(lr)
+        refs = [ref] if isinstance(ref, Tensor) else list(ref or [])
+        if self.ref_stem is None:
+            refs = []
+        for each in refs:
+            if len(each) != len(lr):
+                raise ValueError(
+                    f'SSENNet needs a reference for each of {len(lr)} images, '
+                    f'got {len(each)}'
+                )
+        ref_feats = [
+            self.extract_reference(each, lr.shape[-2:]) for each in refs
+        ]
+        return feat, *self.align(feat, ref_feats or None, return_aux=True)
+
+    def forward(
+        self,
+        lr: Tensor,
+        ref: Tensor | Sequence[Tensor] | None = None,
+        return_aux: bool = False,
+    ) -> Tensor | tuple[Tensor, list[list[Sampling]]]:
+        """Enlarge images with what references show.
+
+        Args:
+            lr (Tensor): RGB in [0, 1], (B, 3, h, w).
+            ref (Tensor | Sequence[Tensor], optional): A reference or several
+                for each image, RGB in [0, 1], of any sizes, each
+                (B, 3, H, W). Defaults to None, the image itself.
+            return_aux (bool): Return offsets and masks as well. Defaults to
+                False.
+
+        Returns:
+            Tensor | tuple: RGB, about [0, 1], (B, 3, s h, s w), and with
+            ``return_aux`` what :meth:`align` gives.
+
+        Raises:
+            ValueError: If they are no images of the network's channels, or
+                batches differ.
+        """
+        feat, fused, aux = self.encode(lr, ref)
+        sr = self.reconstruct(feat, fused)
+        return (sr, aux) if return_aux else sr
+
+    def _extract(self, x: Tensor) -> Tensor:
+        for block in self.extractor:
+            x = block(x)
+        return x
+
+    def _check_images(self, what: str, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'SSENNet needs {what} (B, {self.in_channels}, H, W), got '
+                f'{tuple(x.shape)}'
+            )
+
+
+def _init_linear(conv: nn.Conv2d) -> None:
+    """Keep the variance through a layer without an activation."""
+    nn.init.kaiming_normal_(conv.weight, nonlinearity='linear')
+    nn.init.zeros_(conv.bias)

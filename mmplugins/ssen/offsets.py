@@ -1,0 +1,247 @@
+"""Where to look in a reference: the dynamic offset estimator.
+
+B batch, C channels, H x W map, K x K taps of a kernel, G groups of channels
+that share offsets. Offsets are in pixels of the map, (dy, dx) of each tap,
+taps row by row, group by group.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule, PretrainedInit
+from torch import Tensor, nn
+
+from mmplugins.ops.attention import NonLocal2d
+from mmplugins.registry import MODELS
+from mmplugins.typing import OptConfigType, OptMultiConfig
+
+# How often the input is halved.
+LEVELS = 3
+SKIPS = ('concat', 'add')
+UPSAMPLES = ('transpose', 'bilinear')
+
+
+class Sampling(NamedTuple):
+    """What a modulated deformable convolution takes from where."""
+
+    offset: Tensor
+    """Offsets in pixels, (B, 2 K K G, H, W)."""
+    mask: Tensor
+    """Weights of the taps in [0, 2], (B, K K G, H, W)."""
+
+
+class _Upsample(nn.Module):
+    """From one level to the next larger one, of any size."""
+
+    def __init__(self, in_channels: int, channels: int, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        if mode == 'transpose':
+            self.conv = nn.ConvTranspose2d(
+                in_channels, channels, 3, stride=2, padding=1
+            )
+        else:
+            self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        if self.mode == 'transpose':
+            return self.conv(x, output_size=size)
+        return self.conv(F.interpolate(x, size, mode='bilinear'))
+
+
+@MODELS.register_module()
+class DynamicOffsetEstimator(BaseModule):
+    """Offsets and masks from two maps (SSEN, CVPR 2020, section 3.2).
+
+    Both maps are halved three times and brought back, with non-local attention
+    and a skip on each of the three smaller levels, so that an offset may
+    depend on all of both. One convolution, zero at the start, then gives
+    offsets of at most M = max(H, W) pixels, ``M tanh(o / M)``, and masks
+    ``2 sigmoid``: training begins with the regular grid and masks of one.
+
+    Args:
+        mid_channels (int): Channels C. Defaults to 64.
+        non_local (bool): Attend to all positions of a level. Defaults to True.
+        skip (str): ``'concat'`` or ``'add'``, how levels on the way up take
+            those on the way down. Defaults to ``'concat'``.
+        deform_groups (int): Groups G. Defaults to 1.
+        kernel_size (int): Taps K along each axis. Defaults to 3.
+        non_local_cfg (dict, optional): Further arguments of
+            :class:`~mmplugins.ops.attention.NonLocal2d`. Defaults to None.
+        upsample (str): ``'transpose'`` for transposed convolutions, as
+            published, or ``'bilinear'``, then a convolution, whose outputs
+            overlap evenly. Defaults to ``'transpose'``.
+        leaky (float): Slope of the LeakyReLUs. Defaults to 0.1.
+        init_cfg (dict, optional): Weight initialisation of the layers but for
+            attention and the last. Defaults to None, Kaiming's.
+
+    Raises:
+        ValueError: If an argument is not one of those.
+    """
+
+    def __init__(
+        self,
+        mid_channels: int = 64,
+        non_local: bool = True,
+        skip: str = 'concat',
+        deform_groups: int = 1,
+        kernel_size: int = 3,
+        non_local_cfg: OptConfigType = None,
+        upsample: str = 'transpose',
+        leaky: float = 0.1,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        for key, value, valid in (
+            ('skip', skip, SKIPS),
+            ('upsample', upsample, UPSAMPLES),
+        ):
+            if value not in valid:
+                raise ValueError(
+                    f'{key} of DynamicOffsetEstimator must be one of {valid}, '
+                    f'got {value!r}'
+                )
+        if deform_groups < 1 or mid_channels % deform_groups:
+            raise ValueError(
+                'deform_groups of DynamicOffsetEstimator must divide its '
+                f'{mid_channels} channels, got {deform_groups}'
+            )
+        if non_local_cfg and not non_local:
+            raise ValueError(
+                'non_local_cfg of DynamicOffsetEstimator needs non_local=True'
+            )
+        self.mid_channels = mid_channels
+        self.skip = skip
+        self.leaky = leaky
+        self.points = kernel_size**2 * deform_groups
+        widths = [2 * mid_channels, *[mid_channels] * (LEVELS - 1)]
+        self.down = nn.ModuleList(
+            nn.Conv2d(width, mid_channels, 3, stride=2, padding=1)
+            for width in widths
+        )
+        self.attend = nn.ModuleList(
+            NonLocal2d(mid_channels, **(non_local_cfg or {}))
+            if non_local
+            else nn.Identity()
+            for _ in range(LEVELS)
+        )
+        width = mid_channels * (2 if skip == 'concat' else 1)
+        self.up = nn.ModuleList(
+            _Upsample(width, mid_channels, upsample) for _ in range(LEVELS)
+        )
+        self.head = nn.Conv2d(mid_channels, 3 * self.points, 3, padding=1)
+        for conv in [*self.down, *(level.conv for level in self.up)]:
+            _init_kaiming(conv, leaky)
+        self._init_head()
+
+    def init_weights(self) -> None:
+        """Initialise; the last layer begins with zeros whatever else does."""
+        first = not self.is_init
+        super().init_weights()
+        if first and not is_pretrained(self.init_cfg):
+            for module in self.attend:
+                if isinstance(module, NonLocal2d):
+                    module.init_weights()
+            self._init_head()
+
+    def _init_head(self) -> None:
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, feat: Tensor, ref_feat: Tensor) -> Sampling:
+        """Estimate where the reference shows what the input does.
+
+        Args:
+            feat (Tensor): Map of the input, (B, C, H, W).
+            ref_feat (Tensor): Map of the reference, (B, C, H, W).
+
+        Returns:
+            Sampling: Offsets (B, 2 K K G, H, W) and masks (B, K K G, H, W), in
+            float32 at least.
+
+        Raises:
+            ValueError: If the maps do not fit.
+        """
+        check_maps('DynamicOffsetEstimator', self.mid_channels, feat, ref_feat)
+        x = torch.cat([feat, ref_feat], 1)
+        sizes, downs = [], []
+        for conv in self.down:
+            sizes.append(x.shape[-2:])
+            x = self._activate(conv(x))
+            downs.append(x)
+        for attend, up in zip(self.attend, self.up):
+            x = _attend(attend, x)
+            skip = downs.pop()
+            x = torch.cat([x, skip], 1) if self.skip == 'concat' else x + skip
+            x = self._activate(up(x, sizes.pop()))
+        # Half precision would round the offsets of a large map to pixels.
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            head = self.head
+            bias = head.bias.to(dtype)
+            x = head._conv_forward(x.to(dtype), head.weight.to(dtype), bias)
+            offset, mask = x.split([2 * self.points, self.points], 1)
+            reach = max(x.shape[-2:])
+            offset = reach * (offset / reach).tanh()
+            return Sampling(offset, 2 * mask.sigmoid())
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.leaky, inplace=True)
+
+
+def _attend(attend: nn.Module, x: Tensor) -> Tensor:
+    """Attention on a level, be it as small as a pixel."""
+    if not getattr(attend, 'sub_sample', False) or min(x.shape[-2:]) > 1:
+        return attend(x)
+    # The maxima of 2 x 2 need as many.
+    height, width = x.shape[-2:]
+    wide = F.pad(x, (0, width == 1, 0, height == 1), mode='replicate')
+    return attend(wide)[..., :height, :width]
+
+
+def check_maps(
+    name: str, channels: int, feat: Tensor, ref_feat: Tensor
+) -> None:
+    """Raise unless two maps have the shape (B, C, H, W) asked for.
+
+    Args:
+        name (str): Who asks.
+        channels (int): Channels C.
+        feat (Tensor): Map of the input.
+        ref_feat (Tensor): Map of the reference.
+
+    Raises:
+        ValueError: Naming what was given.
+    """
+    if (
+        feat.ndim != 4
+        or feat.shape[1] != channels
+        or feat.shape != ref_feat.shape
+    ):
+        raise ValueError(
+            f'{name} needs two maps (B, {channels}, H, W) of one size, got '
+            f'{tuple(feat.shape)} and {tuple(ref_feat.shape)}'
+        )
+
+
+def is_pretrained(init_cfg: OptMultiConfig) -> bool:
+    """Whether weights come from a file, and must stay as they are.
+
+    Args:
+        init_cfg (dict | Sequence[dict], optional): Weight initialisation of a
+            module.
+    """
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    return any(cfg['type'] in ('Pretrained', PretrainedInit) for cfg in cfgs)
+
+
+def _init_kaiming(conv: nn.Module, slope: float) -> None:
+    """Keep the variance through a layer and the LeakyReLU behind it."""
+    fan_in = conv.weight[0].numel()
+    if isinstance(conv, nn.ConvTranspose2d):
+        # Each output sees a quarter of the taps, for the stride is two.
+        fan_in = conv.weight.shape[0] * conv.weight[0, 0].numel() / 4
+    gain = nn.init.calculate_gain('leaky_relu', slope)
+    nn.init.normal_(conv.weight, std=gain / fan_in**0.5)
+    nn.init.zeros_(conv.bias)

@@ -1,0 +1,461 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_all_parameters_get_gradients
+from mmengine.registry import MODELS
+from PIL import Image
+from torch import nn
+
+from mmplugins.ssen import SSENNet
+from mmplugins.ssen.generator import (
+    ReferenceStem,
+    ResidualBlock,
+    ResidualTrunk,
+    blend_references,
+    fit_reference,
+    tiles,
+)
+
+SCALES = [2, 3, 4, 8]
+
+
+def build(**kwargs):
+    cfg = dict(
+        type='mmplugins.SSENNet',
+        mid_channels=8,
+        num_blocks=2,
+        num_extract_blocks=1,
+        num_groups=2,
+        num_layers=2,
+    )
+    return MODELS.build({**cfg, **kwargs})
+
+
+def stirred(**kwargs):
+    """With weights where it begins with zeros and ones, in float64."""
+    model = build(**kwargs).double()
+    if model.ssen is not None:
+        for estimator in model.ssen.estimators:
+            for block in estimator.attend:
+                nn.init.normal_(block.conv_out.conv.weight, std=0.3)
+            nn.init.normal_(estimator.head.weight, std=0.3)
+        for conv in model.ssen.convs:
+            nn.init.normal_(conv.weight, std=0.1)
+    return model
+
+
+def image(*size, batch=2):
+    return torch.rand(batch, 3, *size).double()
+
+
+def test_a_residual_block_is_the_formula():
+    block = ResidualBlock(4).double()
+    x = torch.randn(2, 4, 5, 6).double()
+    before = x.clone()
+    y = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1)
+    y = F.conv2d(
+        y.clamp(min=0), block.conv2.weight, block.conv2.bias, padding=1
+    )
+    torch.testing.assert_close(block(x), x + y)
+    assert torch.equal(x, before)
+    # New ones add little.
+    assert y.std() < 0.3 * x.std()
+
+
+def test_a_trunk_adds_to_what_it_is_told():
+    trunk = ResidualTrunk(4, 2)
+    x, skip = torch.randn(2, 1, 4, 5, 6).unbind()
+    inner = trunk.conv(trunk.blocks[1](trunk.blocks[0](x)))
+    torch.testing.assert_close(trunk(x), inner + x)
+    torch.testing.assert_close(trunk(x, skip), inner + skip)
+
+
+@torch.no_grad()
+def test_the_network_is_its_parts():
+    """Shared blocks, alignment, joint map, trunk, global skip, upsampler."""
+    model = stirred()
+    lr, ref = image(7, 9), image(28, 36)
+
+    def extract(x):
+        for block in model.extractor:
+            x = block(x)
+        return x
+
+    feat = extract(model.stem(lr - model.mean))
+    ref_feat = extract(model.ref_stem(ref - model.mean))
+    aligned = model.ssen(feat, ref_feat)
+    weight = model.fusion.weight[..., 0, 0]
+    fused = torch.einsum('oc,bchw->bohw', weight[:, :8], feat)
+    fused += torch.einsum('oc,bchw->bohw', weight[:, 8:], aligned)
+    fused += model.fusion.bias.view(-1, 1, 1)
+    x = fused
+    for block in model.trunk.blocks:
+        x = block(x)
+    wanted = model.upsampler(model.trunk.conv(x) + feat) + model.mean
+    out, aux = model(lr, ref, return_aux=True)
+    torch.testing.assert_close(out, wanted)
+    assert torch.equal(model(lr, ref), out)
+    assert [len(layers) for layers in aux] == [2]
+    offset, mask = aux[0][0]
+    assert (offset.shape, mask.shape) == ((2, 18, 7, 9), (2, 9, 7, 9))
+    # By hand, as for several images of one reference.
+    feat = model.extract(lr)
+    fused = model.align(feat, model.extract_reference(ref, (7, 9)))
+    torch.testing.assert_close(model.reconstruct(feat, fused), wanted)
+
+
+@pytest.mark.parametrize('trunk', ['residual', 'rcan'])
+@pytest.mark.parametrize('scale', SCALES)
+@torch.no_grad()
+def test_any_size_is_enlarged(scale, trunk):
+    model = stirred(upscale_factor=scale, trunk=trunk)
+    for size in ((1, 1), (5, 1), (7, 10)):
+        lr = image(*size)
+        shape = (2, 3, scale * size[0], scale * size[1])
+        for ref in (None, image(1, 1), image(40, 23), [image(9, 90)] * 2):
+            out = model(lr, ref)
+            assert out.shape == shape
+            assert out.isfinite().all()
+
+
+@pytest.mark.parametrize('scale', SCALES)
+@torch.no_grad()
+def test_the_stem_keeps_places(scale):
+    """A bright cell of the reference is the map's brightest around it."""
+    stem = ReferenceStem(1, 4, scale).double()
+    for conv in stem.convs:
+        nn.init.constant_(conv.weight, 1.0)
+        nn.init.zeros_(conv.bias)
+    x = torch.zeros(1, 1, 5 * scale, 6 * scale).double()
+    x[..., 2 * scale : 3 * scale, 4 * scale : 5 * scale] = 1
+    out = stem(x)
+    assert out.shape == (1, 4, 5, 6)
+    assert out[0, 0].argmax().item() == 2 * 6 + 4
+
+
+@torch.no_grad()
+def test_without_a_reference_the_image_is_its_own():
+    model = stirred()
+    lr = image(7, 9)
+    feat = model.extract(lr)
+    wanted = model.reconstruct(feat, model.align(feat, [feat]))
+    for ref in (None, [], ()):
+        assert torch.equal(model(lr, ref), wanted)
+    own = stirred(reference='self')
+    own.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if 'ref_stem' not in k}
+    )
+    assert torch.equal(own(lr), wanted)
+    # It has no way to look at another one.
+    assert torch.equal(own(lr, image(28, 36)), wanted)
+    with pytest.raises(ValueError, match="reference='self' takes no ref"):
+        own.extract_reference(image(28, 36), (7, 9))
+
+
+@torch.no_grad()
+def test_the_plain_network_has_the_same_trunk():
+    model, plain = build(), build(reference=False)
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    for key, value in plain.state_dict().items():
+        assert value.shape == shapes.pop(key)
+    assert {key.split('.')[0] for key in shapes} == {
+        'ssen',
+        'ref_stem',
+        'fusion',
+    }
+    lr = image(7, 9).float()
+    out, aux = plain(lr, return_aux=True)
+    assert aux == []
+    feat = plain.extract(lr)
+    assert torch.equal(out, plain.reconstruct(feat, feat))
+    assert torch.equal(plain(lr, image(28, 36).float()), out)
+
+
+@torch.no_grad()
+def test_a_reference_matters_where_it_is():
+    """Its whole extent: the far corner of a large one too."""
+    model = stirred()
+    lr, ref = image(8, 8, batch=1), image(60, 20, batch=1)
+    out = model(lr, ref)
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        other = ref.clone()
+        other[(..., *corner)] = 1 - other[(..., *corner)]
+        assert (model(lr, other) - out).abs().max() > 1e-9
+
+
+@torch.no_grad()
+def test_the_order_of_references_does_not_matter():
+    model = stirred()
+    lr, refs = image(7, 9), [image(28, 36), image(11, 50), image(60, 8)]
+    out = model(lr, refs)
+    torch.testing.assert_close(model(lr, refs[::-1]), out)
+    assert not torch.allclose(model(lr, refs[:2]), out)
+    _, aux = model(lr, refs, return_aux=True)
+    for ref, layers in zip(refs, aux, strict=True):
+        _, alone = model(lr, ref, return_aux=True)
+        torch.testing.assert_close(layers, alone[0])
+
+
+@torch.no_grad()
+def test_a_reference_twice_is_the_reference():
+    model = stirred()
+    lr, ref = image(7, 9), image(28, 36)
+    torch.testing.assert_close(model(lr, [ref, ref]), model(lr, ref))
+    torch.testing.assert_close(model(lr, (ref,)), model(lr, ref))
+
+
+def test_references_are_blended_by_likeness():
+    feat, *aligned = torch.randn(4, 2, 5, 3, 4).double().unbind()
+    out = blend_references(feat, aligned)
+    for b, y, x in ((0, 0, 0), (1, 2, 3)):
+        query = feat[b, :, y, x]
+        keys = torch.stack([a[b, :, y, x] for a in aligned])
+        scores = (keys @ query / 5**0.5).exp()
+        wanted = (scores / scores.sum()) @ keys
+        torch.testing.assert_close(out[b, :, y, x], wanted)
+
+
+def test_a_large_reference_is_shrunk_whole():
+    """As Pillow does; its aspect is kept, the border repeated."""
+    ref = image(90, 40, batch=1).float()
+    out = fit_reference(ref, (24, 30))
+    assert out.shape == (1, 3, 24, 30)
+    for k in range(3):
+        plane = Image.fromarray(ref[0, k].numpy())
+        wanted = np.asarray(plane.resize((11, 24), Image.Resampling.BICUBIC))
+        wanted = torch.from_numpy(wanted.copy()).clamp(0, 1)
+        torch.testing.assert_close(
+            out[0, k, :, :11], wanted, rtol=0, atol=1e-5
+        )
+    assert torch.equal(out[..., 11:], out[..., 10:11].expand(-1, -1, -1, 19))
+
+
+def test_a_small_reference_is_only_continued():
+    ref = image(9, 30)
+    out = fit_reference(ref, (24, 32))
+    assert torch.equal(out[..., :9, :30], ref)
+    assert torch.equal(
+        out[..., 9:, :30], ref[..., 8:, :].expand(-1, -1, 15, -1)
+    )
+    assert torch.equal(out[..., 30:], out[..., 29:30].expand(-1, -1, -1, 2))
+    assert torch.equal(fit_reference(ref, (9, 30)), ref)
+
+
+@pytest.mark.parametrize('size', [(1, 500), (500, 1), (3, 2), (64, 64)])
+def test_references_of_any_shape_fit(size):
+    out = fit_reference(image(*size), (16, 20))
+    assert out.shape == (2, 3, 16, 20)
+    assert out.min() >= 0
+    assert out.max() <= 1
+    half = fit_reference(image(*size).bfloat16(), (16, 20))
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('trunk', ['residual', 'rcan'])
+@pytest.mark.parametrize('scale', SCALES)
+@torch.no_grad()
+def test_tiles_are_the_whole(scale, trunk):
+    model = stirred(upscale_factor=scale, trunk=trunk, num_blocks=1)
+    lr, ref = image(19, 23, batch=1), image(40, 61, batch=1)
+    whole = model(lr, ref)
+    feat, fused, _ = model.encode(lr, ref)
+    for tile in (None, 1, 8, 21, 50):
+        if tile == 1 and trunk == 'residual':
+            continue  # slow
+        out = torch.full_like(whole, float('nan'))
+        for window, part in model.reconstruct_tiles(feat, fused, tile):
+            assert out[(..., *window.slices)].isnan().all()
+            out[(..., *window.slices)] = part
+        torch.testing.assert_close(out, whole, rtol=0, atol=1e-12)
+    part = model.reconstruct(feat, fused, (4, 0, 3, 11))
+    wanted = whole[..., 4 * scale : 7 * scale, : 11 * scale]
+    torch.testing.assert_close(part, wanted, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_radius_is_that_of_the_trunk_and_the_upsampler():
+    model = build(num_blocks=3)
+    assert model.radius == 2 * 3 + 1 + 2
+    for distance, counts in ((9, True), (10, False)):
+        feat = torch.zeros(1, 8, 1, 41)
+        fused = feat.clone()
+        fused[..., 20 + distance] = float('nan')
+        out = model.reconstruct(feat, fused)[..., 80:84]
+        assert out.isnan().any() == counts
+    assert build(trunk='rcan').radius is None
+    assert build(num_blocks=16).radius == 35
+
+
+@torch.no_grad()
+def test_a_window_works_on_its_surroundings_only():
+    model = build()
+    seen = []
+    model.trunk.register_forward_pre_hook(
+        lambda _, args: seen.append(tuple(args[0].shape[-2:]))
+    )
+    feat = torch.randn(1, 8, 60, 50)
+    list(model.reconstruct_tiles(feat, feat, 10))
+    assert len(seen) == 30
+    # Two blocks and a convolution, and the upsampler.
+    assert max(seen) == (10 + 2 * 7, 10 + 2 * 7)
+
+
+@pytest.mark.parametrize('tile', [None, 1, 4, 7, 100])
+@pytest.mark.parametrize('size', [(7, 10), (1, 1)])
+def test_windows_cover_each_pixel_once(size, tile):
+    count = torch.zeros(size)
+    for window in tiles(size, tile):
+        count[window.slices] += 1
+        assert max(window.height, window.width) <= (tile or 10)
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize('trunk', ['residual', 'rcan'])
+def test_all_weights_learn(trunk):
+    model = stirred(trunk=trunk, mid_channels=32).float()
+    for name, p in model.named_parameters():
+        if name.endswith('attention.reduce.bias'):
+            nn.init.ones_(p)  # one of so few may be dead
+    lr, ref = image(20, 17).float(), image(80, 68).float()
+    out = model(lr, ref)
+    (out * torch.randn_like(out)).sum().backward()
+    assert_all_parameters_get_gradients(model)
+
+
+@pytest.mark.parametrize('reference', ['self', False])
+def test_all_weights_learn_without_references(reference):
+    """Where none is expected, none is left unused."""
+    model = stirred(reference=reference).float()
+    out = model(image(20, 17).float())
+    (out * torch.randn_like(out)).sum().backward()
+    assert_all_parameters_get_gradients(model)
+
+
+@pytest.mark.parametrize('trunk', ['residual', 'rcan'])
+@torch.no_grad()
+def test_a_new_network_gives_sane_images(trunk):
+    """About the image's colours, whatever the reference; all parts alive."""
+    model = SSENNet(trunk=trunk, num_groups=2, num_blocks=4)
+    lr = F.interpolate(torch.rand(2, 3, 4, 4), (16, 16), mode='bicubic')
+    refs = [F.interpolate(lr.flip(0), scale_factor=4, mode='bicubic')]
+    feat = model.extract(lr)
+    ref_feat = model.extract_reference(refs[0], (16, 16))
+    stds = [x.std() for x in (feat, ref_feat, model.align(feat, ref_feat))]
+    assert max(stds) < 3 * min(stds)
+    for ref in (None, refs):
+        out = model(lr, ref)
+        assert out.min() > -1
+        assert out.max() < 2
+        assert 0.02 < out.std() < 0.5
+
+
+def test_it_learns_from_a_reference():
+    """Signs of a pattern of mean 1/2: the best guess without errs by 1/2."""
+    model = build(
+        upscale_factor=2, num_blocks=1, num_extract_blocks=1, num_layers=1
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        hr = (torch.rand(2, 3, 8, 8) > 0.5).float()
+        hr[..., 1::2] = 1 - hr[..., ::2]
+        lr = F.avg_pool2d(hr, 2)
+        assert (lr == 0.5).all()
+        loss = (model(lr, hr) - hr).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) / 5 < 0.4
+
+
+@torch.no_grad()
+def test_half_precision_is_near():
+    model = stirred().float()
+    lr, ref = image(12, 15).float(), image(48, 60).float()
+    wanted = model(lr, ref)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = model(lr, ref)
+    assert (out - wanted).abs().mean() < 0.05
+
+
+def test_the_published_size():
+    """5 shared blocks and 16 of 64 channels; SSEN 1,339,569 of them."""
+    with torch.device('meta'):
+        model = SSENNet()
+    conv = 64 * 64 * 9 + 64
+    stems = (3 * 64 * 9 + 64) * 2 + conv
+    fusion = 128 * 64 + 64
+    upsampler = 2 * (64 * 256 * 9 + 256) + 64 * 3 * 9 + 3
+    wanted = stems + (5 + 16) * 2 * conv + conv + fusion + upsampler
+    assert sum(p.numel() for p in model.parameters()) == wanted + 1_339_569
+
+
+def test_the_trunk_of_an_rcan_takes_its_weights():
+    """As the published RCAN in the trunk and the upsampler."""
+    from mmplugins.ssen import RCAN
+
+    rcan = RCAN(2, 2, 8, upscale_factor=4)
+    model = build(trunk='rcan', num_groups=2, num_blocks=2)
+    keys = model.load_state_dict(rcan.state_dict(), strict=False)
+    assert keys.unexpected_keys == ['head.weight', 'head.bias']
+    left = {key.split('.')[0] for key in keys.missing_keys}
+    assert not left & {'trunk', 'upsampler'}
+
+
+def test_arguments_reach_the_alignment():
+    model = build(
+        num_layers=1,
+        non_local=False,
+        deform_groups=2,
+        align=dict(skip='add', offsets=dict(upsample='bilinear')),
+    )
+    (estimator,) = model.ssen.estimators
+    assert estimator.skip == 'add'
+    assert estimator.up[0].mode == 'bilinear'
+    assert estimator.points == 18
+    assert isinstance(estimator.attend[0], nn.Identity)
+    assert build(num_layers=0)(torch.rand(1, 3, 4, 4)).shape[-1] == 16
+
+
+def test_other_channels_have_a_mean_of_their_own():
+    model = build(in_channels=1, out_channels=1)
+    assert not model.mean.any()
+    assert model(torch.rand(1, 1, 4, 5), torch.rand(1, 1, 9, 9)).shape[1] == 1
+    model = build(mean=(0.1, 0.2, 0.3))
+    assert model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert 'mean' not in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(trunk='edsr'), r"trunk .* \('residual', 'rcan'\), got 'edsr'"),
+        (dict(upscale_factor=6), r'upscale_factor .* got 6'),
+        (dict(reference='none'), "reference .* or 'self', got 'none'"),
+        (dict(out_channels=1), 'in_channels and out_channels .* 3 and 1'),
+        (dict(mean=(0.5,)), r'mean of SSENNet needs 3 values, got \(0.5,'),
+        (dict(num_layers=7), 'num_layers of SSEN .* got 7'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('lr', 'ref', 'message'),
+    [
+        ((2, 1, 8, 8), None, r'images \(B, 3, H, W\), got \(2, 1, 8, 8\)'),
+        ((3, 8, 8), None, r'images .* got \(3, 8, 8\)'),
+        ((2, 3, 8, 8), (2, 1, 8, 8), r'references .* got \(2, 1, 8, 8\)'),
+        ((2, 3, 8, 8), (3, 8, 8), 'reference for each of 2 images, got 3'),
+        ((2, 3, 8, 8), (1, 3, 8, 8), 'each of 2 images, got 1'),
+        ((2, 3, 8, 8), (2, 3, 0, 8), r'must be images .* \(2, 3, 0, 8\)'),
+    ],
+)
+def test_other_images_are_named(lr, ref, message):
+    ref = ref and torch.zeros(ref)
+    with pytest.raises(ValueError, match=message):
+        build()(torch.zeros(lr), ref)
