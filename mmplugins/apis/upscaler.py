@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmplugins.ssen import RCAN, SSENNet
-from mmplugins.ssen.generator import fit_reference
+from mmplugins.ssen.references import fit_reference
 from mmplugins.ssen.tiling import check_tile, upscale_tiles
 from mmplugins.ssen.visualization import alignment_sheet, check_point
 

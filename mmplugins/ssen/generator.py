@@ -8,192 +8,20 @@ reference too.
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmplugins.ops.implicit import Window
+from mmplugins.ops.tiling import crop, tiles
 from mmplugins.registry import MODELS
 from mmplugins.typing import OptConfigType, OptMultiConfig
 
+from .blocks import ResidualBlock, ResidualTrunk, init_linear
 from .offsets import Sampling
-from .rcan import DIV2K_MEAN, SHUFFLES, RCANTrunk, Upsampler, crop
+from .rcan import DIV2K_MEAN, RCANTrunk, Upsampler
+from .references import ReferenceStem, blend_references, fit_reference
 
 TRUNKS = ('residual', 'rcan')
-# Residuals of a new block, as a share of what a usual one would be.
-_QUIET = 0.1
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions and a skip, without normalisation.
-
-    Args:
-        channels (int): Channels C.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        with torch.no_grad():
-            self.conv2.weight.mul_(_QUIET)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The map and its residual, (B, C, h, w)."""
-        return x + self.conv2(self.conv1(x).relu_())
-
-
-class ResidualTrunk(BaseModule):
-    """Residual blocks and a convolution, with a skip around them.
-
-    Args:
-        channels (int): Channels C. Defaults to 64.
-        num_blocks (int): Number of blocks. Defaults to 16.
-    """
-
-    def __init__(self, channels: int = 64, num_blocks: int = 16) -> None:
-        super().__init__()
-        self.blocks = ModuleList(
-            ResidualBlock(channels) for _ in range(num_blocks)
-        )
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    @property
-    def radius(self) -> int:
-        """Pixels around a window that it depends on."""
-        return 2 * len(self.blocks) + 1
-
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Deep features.
-
-        Args:
-            x (Tensor): Map, (B, C, h, w).
-            skip (Tensor, optional): What the skip adds, of the same shape.
-                Defaults to None, ``x``.
-
-        Returns:
-            Tensor: (B, C, h, w).
-        """
-        out = x
-        for block in self.blocks:
-            out = block(out)
-        return self.conv(out) + (x if skip is None else skip)
-
-
-class ReferenceStem(BaseModule):
-    """Strided convolutions that bring a large image to the maps' resolution.
-
-    Args:
-        in_channels (int): Channels of the image.
-        channels (int): Channels C.
-        scale (int): 2, 3, 4 or 8.
-    """
-
-    def __init__(self, in_channels: int, channels: int, scale: int) -> None:
-        super().__init__()
-        # Of stride three, a cell is its own three pixels, without a border.
-        self.convs = ModuleList(
-            nn.Conv2d(
-                channels if k else in_channels,
-                channels,
-                3,
-                stride=factor,
-                padding=1 if factor == 2 else 0,
-            )
-            for k, factor in enumerate(SHUFFLES[scale])
-        )
-        for conv in self.convs[:-1]:
-            nn.init.kaiming_normal_(conv.weight, a=0.1)
-            nn.init.zeros_(conv.bias)
-        _init_linear(self.convs[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map of an image (B, K, s h, s w), (B, C, h, w)."""
-        for k, conv in enumerate(self.convs):
-            x = conv(F.leaky_relu(x, 0.1) if k else x)
-        return x
-
-
-def fit_reference(ref: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring a reference to a size, with all that it shows.
-
-    A larger one is shrunk, its aspect kept; what then is missing at the bottom
-    and the right repeats the border.
-
-    Args:
-        ref (Tensor): Images in [0, 1], (B, K, H, W).
-        size (Sequence[int]): Rows and columns.
-
-    Returns:
-        Tensor: (B, K, *size).
-
-    Raises:
-        ValueError: If it is no batch of images.
-    """
-    if ref.ndim != 4 or not ref.numel():
-        raise ValueError(
-            f'a reference must be images (B, K, H, W), got {tuple(ref.shape)}'
-        )
-    ratio = min(n / m for n, m in zip(size, ref.shape[-2:]))
-    if ratio < 1:
-        small = [
-            min(max(1, round(m * ratio)), n)
-            for n, m in zip(size, ref.shape[-2:])
-        ]
-        dtype = torch.promote_types(ref.dtype, torch.float32)
-        shrunk = F.interpolate(
-            ref.to(dtype), small, mode='bicubic', antialias=True
-        )
-        ref = shrunk.clamp(0, 1).to(ref.dtype)  # cubics overshoot
-    missing = [n - m for n, m in zip(size, ref.shape[-2:])]
-    if any(missing):
-        ref = F.pad(ref, (0, missing[1], 0, missing[0]), mode='replicate')
-    return ref
-
-
-def blend_references(feat: Tensor, aligned: Sequence[Tensor]) -> Tensor:
-    """One map of several aligned ones, by how alike they are to the input.
-
-    At each pixel, a softmax over the references of ``<feat, aligned> /
-    sqrt(C)``: neither their order nor a repetition of all matters.
-
-    Args:
-        feat (Tensor): Map of the input, (B, C, h, w).
-        aligned (Sequence[Tensor]): Aligned maps, each (B, C, h, w).
-
-    Returns:
-        Tensor: (B, C, h, w).
-    """
-    if len(aligned) == 1:
-        return aligned[0]
-    scores = torch.stack([(feat * x).sum(1, keepdim=True) for x in aligned])
-    weights = (scores / feat.shape[1] ** 0.5).softmax(0)  # (R, B, 1, h, w)
-    return sum(weight * x for weight, x in zip(weights, aligned))
-
-
-def tiles(size: Sequence[int], tile: int | None) -> Iterator[Window]:
-    """Windows that cover a map, each pixel once.
-
-    Args:
-        size (Sequence[int]): Rows and columns of the map.
-        tile (int, optional): Rows and columns of the largest window. None is
-            all.
-
-    Yields:
-        Window: Row by row.
-    """
-    height, width = (n if tile is None else min(tile, n) for n in size)
-    for top in range(0, size[0], height):
-        for left in range(0, size[1], width):
-            yield Window(
-                top,
-                left,
-                min(height, size[0] - top),
-                min(width, size[1] - left),
-            )
 
 
 @MODELS.register_module()
@@ -285,7 +113,7 @@ class SSENNet(BaseModule):
         # Refuses scales that the other parts do not have.
         self.upsampler = Upsampler(mid_channels, out_channels, upscale_factor)
         self.stem = nn.Conv2d(in_channels, mid_channels, 3, padding=1)
-        _init_linear(self.stem)
+        init_linear(self.stem)
         self.extractor = ModuleList(
             ResidualBlock(mid_channels) for _ in range(num_extract_blocks)
         )
@@ -301,7 +129,7 @@ class SSENNet(BaseModule):
             cfg.update(align or {})
             self.ssen = MODELS.build(cfg)
             self.fusion = nn.Conv2d(2 * mid_channels, mid_channels, 1)
-            _init_linear(self.fusion)
+            init_linear(self.fusion)
         if reference is True:
             self.ref_stem = ReferenceStem(
                 in_channels, mid_channels, upscale_factor
@@ -523,9 +351,3 @@ class SSENNet(BaseModule):
                 f'SSENNet needs {what} (B, {self.in_channels}, H, W), got '
                 f'{tuple(x.shape)}'
             )
-
-
-def _init_linear(conv: nn.Conv2d) -> None:
-    """Keep the variance through a layer without an activation."""
-    nn.init.kaiming_normal_(conv.weight, nonlinearity='linear')
-    nn.init.zeros_(conv.bias)

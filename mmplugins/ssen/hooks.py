@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mmplugins.registry import HOOKS
 
-from .generator import SSENNet, fit_reference
+from .generator import SSENNet
+from .references import fit_reference
 from .tiling import as_references
 from .visualization import alignment_sheet
 

@@ -13,6 +13,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmplugins.ops.implicit import Window
+from mmplugins.ops.tiling import crop
 from mmplugins.registry import MODELS
 from mmplugins.typing import OptMultiConfig
 
@@ -20,35 +21,6 @@ from mmplugins.typing import OptMultiConfig
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 # Scale -> factors of the pixel shuffles.
 SHUFFLES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-
-
-def crop(x: Tensor, window: Sequence[int], radius: int) -> tuple[Tensor, ...]:
-    """Window of a map with what lies around it, and where it begins there.
-
-    Args:
-        x (Tensor): Map, (B, C, h, w).
-        window (Sequence[int]): Top, left, height and width, in pixels.
-        radius (int): Pixels to take beyond each side; the map's own border is
-            where they end.
-
-    Returns:
-        tuple: The part of the map, and the row and the column of it that the
-        window begins at.
-
-    Raises:
-        ValueError: If the window does not lie inside of the map.
-    """
-    spans, origin = [], []
-    for start, length, count in zip(window, window[2:], x.shape[-2:]):
-        if start < 0 or length < 1 or start + length > count:
-            raise ValueError(
-                f'window {tuple(window)} must lie inside of the map of '
-                f'{tuple(x.shape[-2:])} pixels'
-            )
-        first = max(start - radius, 0)
-        spans.append(slice(first, min(start + length + radius, count)))
-        origin.append(start - first)
-    return x[(..., *spans)], *origin
 
 
 class ChannelAttention(nn.Module):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmplugins.ops.implicit import Window
+from mmplugins.ops.tiling import tiles
 
-from .generator import SSENNet, tiles
+from .generator import SSENNet
 from .rcan import RCAN
 
 
@@ -82,7 +83,8 @@ def upscale_tiles(
     """
     check_tile(tile)
     if isinstance(generator, SSENNet):
-        feat, fused, _ = generator.encode(image, references)
+        # Offsets and masks need not stay.
+        feat, fused = generator.encode(image, references)[:2]
         yield from generator.reconstruct_tiles(feat, fused, tile)
     elif isinstance(generator, RCAN):
         if references is not None:

@@ -1,21 +1,11 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_all_parameters_get_gradients
 from mmengine.registry import MODELS
-from PIL import Image
 from torch import nn
 
 from mmplugins.ssen import SSENNet
-from mmplugins.ssen.generator import (
-    ReferenceStem,
-    ResidualBlock,
-    ResidualTrunk,
-    blend_references,
-    fit_reference,
-    tiles,
-)
 
 SCALES = [2, 3, 4, 8]
 
@@ -47,28 +37,6 @@ def stirred(**kwargs):
 
 def image(*size, batch=2):
     return torch.rand(batch, 3, *size).double()
-
-
-def test_a_residual_block_is_the_formula():
-    block = ResidualBlock(4).double()
-    x = torch.randn(2, 4, 5, 6).double()
-    before = x.clone()
-    y = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1)
-    y = F.conv2d(
-        y.clamp(min=0), block.conv2.weight, block.conv2.bias, padding=1
-    )
-    torch.testing.assert_close(block(x), x + y)
-    assert torch.equal(x, before)
-    # New ones add little.
-    assert y.std() < 0.3 * x.std()
-
-
-def test_a_trunk_adds_to_what_it_is_told():
-    trunk = ResidualTrunk(4, 2)
-    x, skip = torch.randn(2, 1, 4, 5, 6).unbind()
-    inner = trunk.conv(trunk.blocks[1](trunk.blocks[0](x)))
-    torch.testing.assert_close(trunk(x), inner + x)
-    torch.testing.assert_close(trunk(x, skip), inner + skip)
 
 
 @torch.no_grad()
@@ -117,21 +85,6 @@ def test_any_size_is_enlarged(scale, trunk):
             out = model(lr, ref)
             assert out.shape == shape
             assert out.isfinite().all()
-
-
-@pytest.mark.parametrize('scale', SCALES)
-@torch.no_grad()
-def test_the_stem_keeps_places(scale):
-    """A bright cell of the reference is the map's brightest around it."""
-    stem = ReferenceStem(1, 4, scale).double()
-    for conv in stem.convs:
-        nn.init.constant_(conv.weight, 1.0)
-        nn.init.zeros_(conv.bias)
-    x = torch.zeros(1, 1, 5 * scale, 6 * scale).double()
-    x[..., 2 * scale : 3 * scale, 4 * scale : 5 * scale] = 1
-    out = stem(x)
-    assert out.shape == (1, 4, 5, 6)
-    assert out[0, 0].argmax().item() == 2 * 6 + 4
 
 
 @torch.no_grad()
@@ -205,53 +158,6 @@ def test_a_reference_twice_is_the_reference():
     torch.testing.assert_close(model(lr, (ref,)), model(lr, ref))
 
 
-def test_references_are_blended_by_likeness():
-    feat, *aligned = torch.randn(4, 2, 5, 3, 4).double().unbind()
-    out = blend_references(feat, aligned)
-    for b, y, x in ((0, 0, 0), (1, 2, 3)):
-        query = feat[b, :, y, x]
-        keys = torch.stack([a[b, :, y, x] for a in aligned])
-        scores = (keys @ query / 5**0.5).exp()
-        wanted = (scores / scores.sum()) @ keys
-        torch.testing.assert_close(out[b, :, y, x], wanted)
-
-
-def test_a_large_reference_is_shrunk_whole():
-    """As Pillow does; its aspect is kept, the border repeated."""
-    ref = image(90, 40, batch=1).float()
-    out = fit_reference(ref, (24, 30))
-    assert out.shape == (1, 3, 24, 30)
-    for k in range(3):
-        plane = Image.fromarray(ref[0, k].numpy())
-        wanted = np.asarray(plane.resize((11, 24), Image.Resampling.BICUBIC))
-        wanted = torch.from_numpy(wanted.copy()).clamp(0, 1)
-        torch.testing.assert_close(
-            out[0, k, :, :11], wanted, rtol=0, atol=1e-5
-        )
-    assert torch.equal(out[..., 11:], out[..., 10:11].expand(-1, -1, -1, 19))
-
-
-def test_a_small_reference_is_only_continued():
-    ref = image(9, 30)
-    out = fit_reference(ref, (24, 32))
-    assert torch.equal(out[..., :9, :30], ref)
-    assert torch.equal(
-        out[..., 9:, :30], ref[..., 8:, :].expand(-1, -1, 15, -1)
-    )
-    assert torch.equal(out[..., 30:], out[..., 29:30].expand(-1, -1, -1, 2))
-    assert torch.equal(fit_reference(ref, (9, 30)), ref)
-
-
-@pytest.mark.parametrize('size', [(1, 500), (500, 1), (3, 2), (64, 64)])
-def test_references_of_any_shape_fit(size):
-    out = fit_reference(image(*size), (16, 20))
-    assert out.shape == (2, 3, 16, 20)
-    assert out.min() >= 0
-    assert out.max() <= 1
-    half = fit_reference(image(*size).bfloat16(), (16, 20))
-    assert half.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize('trunk', ['residual', 'rcan'])
 @pytest.mark.parametrize('scale', SCALES)
 @torch.no_grad()
@@ -299,16 +205,6 @@ def test_a_window_works_on_its_surroundings_only():
     assert len(seen) == 30
     # Two blocks and a convolution, and the upsampler.
     assert max(seen) == (10 + 2 * 7, 10 + 2 * 7)
-
-
-@pytest.mark.parametrize('tile', [None, 1, 4, 7, 100])
-@pytest.mark.parametrize('size', [(7, 10), (1, 1)])
-def test_windows_cover_each_pixel_once(size, tile):
-    count = torch.zeros(size)
-    for window in tiles(size, tile):
-        count[window.slices] += 1
-        assert max(window.height, window.width) <= (tile or 10)
-    assert (count == 1).all()
 
 
 @pytest.mark.parametrize('trunk', ['residual', 'rcan'])
