@@ -1,5 +1,5 @@
-# RCAN, which the network above is compared with: its own batch size and loss,
-# on the same data and schedule. It was published with far more iterations.
+# RCAN, to compare with: its own batch size and loss on the same data and
+# schedule. It was published with far more iterations.
 _base_ = [
     './_base_/ssen_x4c64.py',
     '../_base_/datasets/div2k-192.py',
