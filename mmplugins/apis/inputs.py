@@ -25,6 +25,8 @@ def check_inputs(cfg: Config, args: Namespace) -> None:
     model = _as_dict(cfg.get('model'))
     if not hasattr(args, 'checkpoint'):
         require_weights(model)
+        if not (cfg.get('resume') or getattr(args, 'resume', None)):
+            _require_checkpoint(cfg.get('load_from'), 'load_from')
         require_data(cfg, 'train_dataloader')
         require_data(cfg, 'val_dataloader')
         return
@@ -60,40 +62,56 @@ def require_weights(part: object, name: str = 'model') -> None:
             continue
         for one in value if isinstance(value, (list, tuple)) else [value]:
             path = _as_dict(one).get('checkpoint')
-            if not _lacks(path):
-                continue
-            folder = Path(path).parent
-            hint = ''
-            if folder.parent.name == 'work_dirs':
-                hint = f': train it first, with the config {folder.name}.py'
-            raise ValueError(
-                f'checkpoint {path} of {name}.init_cfg does not exist{hint}'
-            )
+            _require_checkpoint(path, f'{name}.init_cfg')
+
+
+def _require_checkpoint(path: object, key: str) -> None:
+    """Raise if something is a path and not there."""
+    if not _lacks(path):
+        return
+    folder = Path(path).parent
+    hint = ''
+    if folder.parent.name == 'work_dirs':
+        hint = f': train it first, with the config {folder.name}.py'
+    raise ValueError(f'checkpoint {path} of {key} does not exist{hint}')
 
 
 def require_data(cfg: Config, key: str) -> None:
-    """Check that the folder of a dataset exists.
+    """Check that the folders of datasets exist.
 
     Args:
         cfg (Config): Config.
-        key (str): Key of a dataloader; it may be missing.
+        key (str): Key of a dataloader, or of several; it may be missing.
 
     Raises:
         ValueError: If ``data_root``, or ``data_prefix`` without one, is a
             path that does not exist.
     """
-    dataset, name = _as_dict(_as_dict(cfg.get(key)).get('dataset')), key
-    while dataset:
-        name += '.dataset'
-        for place in ('data_root', 'data_prefix'):
-            folder = dataset.get(place)
-            if folder:
-                break
-        kind = dataset.get('type')
-        kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        if kind.rpartition('.')[-1] not in _FETCHED and _lacks(folder):
-            raise ValueError(f'{folder} of {name}.{place} does not exist')
-        dataset = _as_dict(dataset.get('dataset'))  # of one that repeats it
+    loaders = cfg.get(key)
+    if not isinstance(loaders, (list, tuple)):
+        _require_folders(_as_dict(loaders).get('dataset'), f'{key}.dataset')
+        return
+    for index, one in enumerate(loaders):
+        name = f'{key}.{index}.dataset'
+        _require_folders(_as_dict(one).get('dataset'), name)
+
+
+def _require_folders(dataset: object, name: str) -> None:
+    """Check the folder of a dataset, or of those that it joins or repeats."""
+    dataset = _as_dict(dataset)
+    if not dataset:
+        return
+    for place in ('data_root', 'data_prefix'):
+        folder = dataset.get(place)
+        if folder:
+            break
+    kind = dataset.get('type')
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    if kind.rpartition('.')[-1] not in _FETCHED and _lacks(folder):
+        raise ValueError(f'{folder} of {name}.{place} does not exist')
+    _require_folders(dataset.get('dataset'), f'{name}.dataset')
+    for index, one in enumerate(dataset.get('datasets') or ()):
+        _require_folders(one, f'{name}.datasets.{index}')
 
 
 def _lacks(path: object) -> bool:

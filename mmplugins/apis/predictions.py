@@ -23,6 +23,7 @@ class SavePredictionsHook(Hook):
     (mmagic) become PNG, classes (mmpretrain) become lines of
     ``predictions.jsonl``, their activation maps in [0, 1]
     (``mmplugins.GuidedImageClassifier``) ``.npy`` of the network's input.
+    Of several test sets (mmagic) each has a numbered folder.
 
     Args:
         out_dir (str): Folder to write to.
@@ -32,6 +33,7 @@ class SavePredictionsHook(Hook):
 
     def __init__(self, out_dir: str) -> None:
         self.out_dir = Path(out_dir)
+        self._folder = self.out_dir
         self._sources: dict[Path, str] = {}
 
     def before_test(self, runner: Runner) -> None:
@@ -50,6 +52,12 @@ class SavePredictionsHook(Hook):
         outputs: Sequence[BaseDataElement] | None = None,
     ) -> None:
         """Write the predictions of one batch."""
+        loop = getattr(runner, 'test_loop', None)
+        loaders = getattr(loop, 'dataloaders', ())
+        if len(loaders) > 1:
+            sets = [loader is loop.dataloader for loader in loaders]
+            self._folder = self.out_dir / str(sets.index(True))
+            self._folder.mkdir(exist_ok=True)
         for sample in outputs or ():
             self._write(sample)
 
@@ -89,7 +97,7 @@ class SavePredictionsHook(Hook):
         """File of a prediction, named after its image alone."""
         source = _source(sample)
         # Not with_suffix: a stem may hold dots of its own.
-        path = self.out_dir / (Path(source).stem + suffix)
+        path = self._folder / (Path(source).stem + suffix)
         other = self._sources.setdefault(path, source)
         if other != source:
             raise ValueError(

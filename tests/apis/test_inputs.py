@@ -106,6 +106,13 @@ class TestData:
                 dict(type='RepeatDataset', dataset=dict(data_root='gone/')),
                 'dataset.dataset.data_root',
             ),
+            (
+                dict(
+                    type='ConcatDataset',
+                    datasets=[dict(data_root='.'), dict(data_root='gone/')],
+                ),
+                'dataset.datasets.1.data_root',
+            ),
         ],
     )
     def test_that_are_not(self, dataset, name):
@@ -113,6 +120,12 @@ class TestData:
         message = f'^gone/ of loader.{name} does not exist$'
         with pytest.raises(ValueError, match=message):
             require_data(cfg, 'loader')
+
+    def test_of_several_loaders(self):
+        loaders = [dict(dataset=dict(data_root=x)) for x in ('.', 'gone')]
+        message = r'^gone of loader\.1\.dataset\.data_root does not exist$'
+        with pytest.raises(ValueError, match=message):
+            require_data(Config(dict(loader=loaders)), 'loader')
 
     @pytest.mark.parametrize(
         ('part', 'reads'), [('train', 0), ('val', 0), ('test', 1)]
@@ -133,3 +146,13 @@ def test_predictions_of_a_model_that_makes_none(flag):
     name = flag.replace('_', '-')
     with pytest.raises(ValueError, match=f'^--{name} is for .*infer.py'):
         check_inputs(cfg, of_a_test(**{flag: 'there'}))
+
+
+def test_a_training_goes_on_from_what_is_there():
+    cfg = Config(dict(load_from='work_dirs/first/iter_9.pth'))
+    message = 'iter_9.pth of load_from .*: train it first, .* first.py$'
+    with pytest.raises(ValueError, match=message):
+        check_inputs(cfg, TRAINING)
+    assert complaint(check_inputs, cfg, of_a_test()) is None
+    cfg.resume = True
+    assert complaint(check_inputs, cfg, TRAINING) is None

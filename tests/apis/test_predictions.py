@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -210,6 +211,18 @@ class TestNames:
     def test_are_asked_for(self, write):
         with pytest.raises(ValueError, match='img_path, gt_path or key'):
             write(restored(torch.zeros(1, 2, 2)))
+
+
+def test_of_several_sets_have_folders(tmp_path):
+    hook = SavePredictionsHook(str(tmp_path))
+    hook.before_test(None)
+    loaders = [object(), object()]
+    for loader, value in zip(loaders, (1, 2)):
+        loop = SimpleNamespace(dataloaders=loaders, dataloader=loader)
+        runner = SimpleNamespace(test_loop=loop)
+        hook.after_test_iter(runner, 0, outputs=[segmented([[value]])])
+    for name, value in (('0', 1), ('1', 2)):
+        assert read(tmp_path / name / 'a.png').tolist() == [[value]]
 
 
 def test_unknown_predictions_are_named(write):
