@@ -8,3 +8,5 @@ _base_ = [
 test_cfg = dict(type='TestLoop')
 val_dataloader = None
 val_evaluator = None
+# Best on the four photographs that are not tested on.
+model = dict(scales=(1.0,), trust=4.0)

@@ -1,4 +1,5 @@
-# Seven photographs of 3264x2448 with thin leaves, for validation only.
+# Photographs of 3264x2448 with thin leaves: the last three of seven, the others
+# are to choose options on.
 data_root = 'data/carrot_weed/'
 
 test_pipeline = [
@@ -16,6 +17,7 @@ val_dataloader = dict(
     dataset=dict(
         type='mmplugins.MaskPairDataset',
         data_root=data_root,
+        indices=-3,
         img_suffix='.JPG',
         seg_map_suffix='_mask.png',
         data_prefix=dict(img_path='images', seg_map_path='masks'),
