@@ -1,5 +1,5 @@
-# Photographs of 3264x2448 with thin leaves: the last three of seven, the others
-# are to choose options on.
+# Photographs of 3264x2448 with thin leaves: the last three of seven, for the
+# others are to choose options on.
 data_root = 'data/carrot_weed/'
 
 test_pipeline = [
