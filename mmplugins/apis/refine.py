@@ -139,7 +139,7 @@ def run(args: Namespace) -> None:
         args.tile,
         args.band,
     )
-    _check_targets(found, args.out_dir)
+    _check_targets(found, args.out_dir, len(refiner.scales) * args.save_stages)
     for files in found:
         _, mask, _ = _read(files, labels, args.resize_mask)
         if not labels and mask.max(initial=0) < 0.5:
@@ -171,7 +171,7 @@ def _refine_files(
     else:
         result, probs = refiner.refine(image, mask, stages=True)
         seconds = perf_counter() - start
-        stages = [*zip(refiner.scales, probs)]
+        stages = [*zip(refiner.stage_scales(image), probs, strict=True)]
         pictures = dict(
             refined=_levels(result),
             mask=np.where(result > 0.5, 255, 0).astype(np.uint8),
@@ -208,8 +208,12 @@ def _read(
     return image, mask, truth
 
 
-def _check_targets(found: Sequence[Files], folder: str) -> None:
+def _check_targets(
+    found: Sequence[Files], folder: str, num_stages: int
+) -> None:
     """Raise where files would have one name, or that of what is read."""
+    names = ['refined', 'mask', 'labels', 'sheet']
+    names += [f'stage{k}' for k in range(1, num_stages + 1)]
     sources = {}
     inputs = {Path(x).resolve() for files in found for x in files if x}
     for files in found:
@@ -220,7 +224,7 @@ def _check_targets(found: Sequence[Files], folder: str) -> None:
                 f'files are named after images: {other.image} and '
                 f'{files.image} would have the same'
             )
-        for name in ('refined', 'mask', 'labels', 'sheet'):
+        for name in names:
             target = Path(folder, f'{stem}_{name}.png')
             if target.resolve() in inputs:
                 raise ValueError(

@@ -86,6 +86,16 @@ class MaskRefiner:
         """Scales of the stages; none if the refiner has no stages."""
         return tuple(getattr(self.model, 'scales', ()))
 
+    def stage_scales(self, image: np.ndarray) -> tuple[float, ...]:
+        """Scales of the stages of an image (H, W, ...), the small ones left.
+
+        Scales that were asked for are all there; none if the refiner has no
+        stages.
+        """
+        if not self.scales:
+            return ()
+        return self.model.stage_scales(image.shape[:2])
+
     def refine(
         self,
         image: str | np.ndarray,
@@ -124,7 +134,8 @@ class MaskRefiner:
         if mask.ndim == 2:
             prob, probs = self._refine(image, mask)
         elif not len(mask):
-            prob, probs = mask.copy(), [mask.copy() for _ in self.scales]
+            scales = self.stage_scales(image)
+            prob, probs = mask.copy(), [mask.copy() for _ in scales]
         else:
             prob, probs = zip(*(self._refine(image, one) for one in mask))
             prob, probs = np.stack(prob), [np.stack(x) for x in zip(*probs)]
@@ -226,6 +237,8 @@ def _override(
         if not values or not min(values) > 0:
             raise ValueError(f'{name} must be above 0, got {value}')
         setattr(model, name, value)
+        if name == 'scales':
+            model.min_size = 0  # what was asked for is done
 
 
 def _check_mask(

@@ -81,7 +81,14 @@ class GrabCutRefiner(BaseRefiner):
         """
         norm = self.data_preprocessor
         images = image * norm.std + norm.mean
-        images = images.clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        images = (
+            images.round()
+            .clamp(0, 255)
+            .byte()
+            .permute(0, 2, 3, 1)
+            .cpu()
+            .numpy()
+        )
         masks = (mask[:, 0] > 0).cpu().numpy()
         out = [self._cut(*pair) for pair in zip(images, masks, strict=True)]
         return torch.from_numpy(np.stack(out))[:, None].to(image)

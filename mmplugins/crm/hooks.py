@@ -129,7 +129,8 @@ class RefinementVisualizationHook(Hook):
         if isinstance(model, CRM):
             inputs = network_inputs(model, image, coarse[0])
             probs = model.refine(*inputs, stages=True)[1]
-            stages = [*zip(model.scales, map(_map, probs))]
+            scales = model.stage_scales(image.shape[-2:])
+            stages = [*zip(scales, map(_map, probs), strict=True)]
         return refinement_sheet(
             _picture(image),
             _map(coarse),

@@ -29,7 +29,8 @@ class LoadMasks(BaseTransform):
     Files are grey, of one bit, of a palette, or of three equal channels. What
     is foreground depends on the file:
 
-    - a grey map, 0 to 255: values from ``threshold`` up;
+    - a grey map, 0 to 255: values from ``threshold`` up; of one that holds 0
+      and 1 alone, 1;
     - a map of a palette: every index above 0;
     - labels, with ``foreground``: these labels;
     - numbered instances, with ``instance``: one of the numbers.
@@ -291,7 +292,8 @@ def _grey(values: np.ndarray, path: str) -> np.ndarray:
             f'mask {path} must have 8 bits, or name its labels by foreground '
             f'or instance, got {values.dtype}'
         )
-    return values
+    # Of 0 and 1 alone, as label maps of two classes are.
+    return values * np.uint8(255) if values.max(initial=0) == 1 else values
 
 
 def _to_tensor(array: np.ndarray) -> torch.Tensor:

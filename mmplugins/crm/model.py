@@ -289,6 +289,15 @@ class CRM(BaseRefiner):
         query = 2 * sample.coarse_query.data[None].to(mask) - 1
         return logits + self.residual * query
 
+    def stage_scales(self, size: Sequence[int]) -> tuple[float, ...]:
+        """Scales of the stages of images of a size, without the small ones.
+
+        Args:
+            size (Sequence[int]): Rows H and columns W.
+        """
+        large = [s for s in self.scales if s * min(size) >= self.min_size]
+        return tuple(large or self.scales[-1:])
+
     @torch.no_grad()
     def refine(
         self,
@@ -304,7 +313,7 @@ class CRM(BaseRefiner):
             mask (Tensor): Masks in [-1, 1], soft ones too, (B, 1, H, W). An
                 empty one stays empty.
             scales (Sequence[float], optional): Scales of the stages. Defaults
-                to None, those of the model.
+                to None, :meth:`stage_scales`.
             stages (bool): Return the result of every stage as well. Defaults
                 to False.
 
@@ -312,10 +321,10 @@ class CRM(BaseRefiner):
             Tensor | tuple[Tensor, list[Tensor]]: Probabilities,
             (B, 1, H, W), and with ``stages`` those behind each of them.
         """
-        scales = self.scales if scales is None else _checked(scales)
         size = image.shape[-2:]
-        large = [s for s in scales if s * min(size) >= self.min_size]
-        scales = large or scales[-1:]
+        if scales is None:
+            scales = self.stage_scales(size)
+        scales = _checked(scales)
         image, mask = (_pad(x, self.padding) for x in (image, mask))
         prior = self.trust * mask
         inside = (

@@ -185,7 +185,10 @@ class SoftenMask(BaseTransform):
         return chosen, float(np.exp(np.random.uniform(low, high))), hard
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(sigma={self.sigma}, prob={self.prob})'
+        return (
+            f'{type(self).__name__}(sigma={self.sigma}, prob={self.prob}, '
+            f'hard={self.hard})'
+        )
 
 
 @TRANSFORMS.register_module()

@@ -1,3 +1,5 @@
+import copy
+
 import cv2
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ GRABCUT = Config(
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
     """Random weights that do not find all or nothing."""
-    torch.manual_seed(1)
+    torch.manual_seed(6)
     model = build_model(CFG)
     model.init_weights()
     torch.nn.init.normal_(model.backbone.net.conv1.mask_weight, std=0.3)
@@ -157,6 +159,15 @@ class TestRefine:
         np.testing.assert_array_equal(prob[~near], soft[~near])
         np.testing.assert_array_equal(prob[near], plain[near])
         assert (plain != soft)[~near].any()
+
+    def test_scales_are_those_of_the_image_unless_told(self, weights, image):
+        cfg = copy.deepcopy(CFG)
+        cfg.model.min_size = 20
+        for scales, used in ((None, (1,)), ([0.25, 1], (0.25, 1))):
+            refiner = MaskRefiner(cfg, weights, scales=scales)
+            assert refiner.stage_scales(image) == used
+            stages = refiner.refine(image, disc(), stages=True)[1]
+            assert len(stages) == len(used)
 
     def test_options_replace_those_of_the_config(self, weights, image):
         refiner = MaskRefiner(CFG, weights, scales=[1], tile=33)

@@ -56,6 +56,13 @@ def test_two_levels_of_every_kind(mode, tmp_path):
     assert results['seg_fields'] == ['gt_seg_map']
 
 
+def test_zero_and_one_are_two_levels(tmp_path):
+    path = write(tmp_path / 'mask.png', TRUTH.astype(np.uint8))
+    results = load(path, path)
+    np.testing.assert_array_equal(results['gt_seg_map'], TRUTH)
+    np.testing.assert_array_equal(results['coarse_seg_map'], TRUTH)
+
+
 @pytest.mark.parametrize('threshold', [1, 127, 128, 129, 255])
 def test_grey_values_are_cut_at_the_threshold(threshold, tmp_path):
     """So that pixels of a soft edge are foreground from one half up."""

@@ -257,8 +257,11 @@ def test_small_images_leave_out_small_scales(min_size, scales):
     plain = build()
     plain.load_state_dict(model.state_dict())
     out, stages = model.refine(image, mask, stages=True)
+    assert model.stage_scales((100, 130)) == scales
     assert len(stages) == len(scales)
     torch.testing.assert_close(out, plain.refine(image, mask, scales))
+    # Those that are asked for are all there.
+    assert len(model.refine(image, mask, SCALES, stages=True)[1]) == 4
 
 
 def test_a_residual_is_the_mask_as_it_came():
