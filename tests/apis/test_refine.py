@@ -37,7 +37,7 @@ NAMES = ['mask', 'refined', 'sheet']
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
     """Random weights that do not find all or nothing."""
-    torch.manual_seed(1)
+    torch.manual_seed(6)
     path = tmp_path_factory.mktemp('weights') / 'config.py'
     path.write_text(CONFIG)
     model = build_model(str(path))
