@@ -4,6 +4,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from os import PathLike
 from pathlib import Path
 
 import cv2
@@ -53,6 +54,8 @@ def check_model_arguments(args: Namespace) -> None:
             there is no such device.
     """
     require_file('config', args.config)
+    if args.checkpoint == 'none':  # as of tools/test.py
+        args.checkpoint = None
     if args.checkpoint:
         require_file('checkpoint', args.checkpoint)
     require_folder('--out-dir', args.out_dir)
@@ -129,12 +132,14 @@ def read_image(path: str) -> np.ndarray:
     return image
 
 
-def as_image(image: str | np.ndarray, channel_order: str) -> np.ndarray:
+def as_image(
+    image: str | PathLike | np.ndarray, channel_order: str
+) -> np.ndarray:
     """An image in OpenCV's order, from an array or a file.
 
     Args:
-        image (str | np.ndarray): File, or (H, W, C) or grey (H, W), uint8 or
-            uint16; of four channels the last is left out.
+        image (str | PathLike | np.ndarray): File, or (H, W, C) or grey
+            (H, W), uint8 or uint16; of four channels the last is left out.
         channel_order (str): Order of an array, ``'bgr'`` or ``'rgb'``.
 
     Returns:
@@ -147,8 +152,12 @@ def as_image(image: str | np.ndarray, channel_order: str) -> np.ndarray:
         raise ValueError(
             f"channel_order must be 'bgr' or 'rgb', got {channel_order!r}"
         )
-    if isinstance(image, str):
-        return read_image(image)
+    if isinstance(image, (str, PathLike)):
+        return read_image(str(image))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f'an image must be a file or an array, got {type(image).__name__}'
+        )
     if image.ndim == 2:
         image = image[..., None]
     if (

@@ -56,6 +56,11 @@ def as_probability(mask: np.ndarray) -> np.ndarray:
             'a mask must be bool, floating in [0, 1] or integers of 0 to 255 '
             f'or to 65535, got {mask.dtype} of {low} to {high}'
         )
+    if full == 255 and {*np.unique(mask).tolist()} == {0, 1, 255}:
+        raise ValueError(
+            'a mask of 0, 1 and 255 alone is a label map, of which 255 is '
+            'ignored: refine it as such, or only where it is 1'
+        )
     return mask.astype(np.float32) / np.float32(full)
 
 

@@ -5,6 +5,7 @@ in [0, 1].
 """
 
 from collections.abc import Iterator, Sequence
+from os import PathLike
 
 import numpy as np
 import torch
@@ -98,19 +99,19 @@ class MaskRefiner:
 
     def refine(
         self,
-        image: str | np.ndarray,
-        mask: str | np.ndarray,
+        image: str | PathLike | np.ndarray,
+        mask: str | PathLike | np.ndarray,
         channel_order: str = 'bgr',
         stages: bool = False,
     ) -> np.ndarray | tuple[np.ndarray, list[np.ndarray]]:
         """Refine one mask of an image, or several.
 
         Args:
-            image (str | np.ndarray): Image or its file: (H, W, 3), or grey
-                (H, W), of 8 or 16 bits; what is more than three channels is
-                left out.
-            mask (str | np.ndarray): Mask or its file, (H, W), or several,
-                (N, H, W), soft ones too, as
+            image (str | PathLike | np.ndarray): Image or its file: (H, W, 3),
+                or grey (H, W), of 8 or 16 bits; what is more than three
+                channels is left out.
+            mask (str | PathLike | np.ndarray): Mask or its file, (H, W), or
+                several, (N, H, W), soft ones too, as
                 :func:`~mmplugins.apis.masks.as_probability` takes them.
             channel_order (str): ``'bgr'``, as OpenCV reads, or ``'rgb'``, as
                 Pillow does. Files are read as they need to be. Defaults to
@@ -127,8 +128,9 @@ class MaskRefiner:
                 other.
         """
         image = as_image(image, channel_order)
-        if isinstance(mask, str):
-            mask = read_probability(mask)
+        if isinstance(mask, (str, PathLike)):
+            mask = read_probability(str(mask))
+        _check_array('mask', mask)
         mask = as_probability(mask)
         _check_mask(image, mask, (2, 3))
         if mask.ndim == 2:
@@ -143,8 +145,8 @@ class MaskRefiner:
 
     def refine_labels(
         self,
-        image: str | np.ndarray,
-        labels: str | np.ndarray,
+        image: str | PathLike | np.ndarray,
+        labels: str | PathLike | np.ndarray,
         classes: Sequence[int] | None = None,
         channel_order: str = 'bgr',
     ) -> np.ndarray:
@@ -154,9 +156,10 @@ class MaskRefiner:
         as in :func:`~mmplugins.crm.merging.merge_labels`.
 
         Args:
-            image (str | np.ndarray): Image or its file, as of :meth:`refine`.
-            labels (str | np.ndarray): Label map or its file, integers of 0 to
-                65535, (H, W), in which 255 is ignored.
+            image (str | PathLike | np.ndarray): Image or its file, as of
+                :meth:`refine`.
+            labels (str | PathLike | np.ndarray): Label map or its file,
+                integers of 0 to 65535, (H, W), in which 255 is ignored.
             classes (Sequence[int], optional): Labels to refine. Defaults to
                 None, all in the map; of two labels not 0, the background.
             channel_order (str): As of :meth:`refine`.
@@ -169,8 +172,9 @@ class MaskRefiner:
                 other.
         """
         image = as_image(image, channel_order)
-        if isinstance(labels, str):
-            labels = read_labels(labels)
+        if isinstance(labels, (str, PathLike)):
+            labels = read_labels(str(labels))
+        _check_array('label map', labels)
         if labels.dtype.kind not in 'ui':
             raise ValueError(
                 f'a label map must hold integers, got {labels.dtype}'
@@ -239,6 +243,13 @@ def _override(
         setattr(model, name, value)
         if name == 'scales':
             model.min_size = 0  # what was asked for is done
+
+
+def _check_array(what: str, value: object) -> None:
+    if not isinstance(value, np.ndarray):
+        raise ValueError(
+            f'a {what} must be a file or an array, got {type(value).__name__}'
+        )
 
 
 def _check_mask(

@@ -116,6 +116,20 @@ class TestRefine:
                 refiner.refine(*paths, channel_order=order), wanted
             )
 
+    @pytest.mark.parametrize('given', [None, 'tensor', 'labels'])
+    def test_what_is_no_mask_is_named(self, refiner, image, given):
+        mask, message = given, 'mask must be a file or an array, got '
+        if given == 'tensor':
+            mask = torch.from_numpy(disc())
+        elif given == 'labels':
+            mask = (disc() > 0).astype(np.uint8)
+            mask[:5] = 255
+            message = '0, 1 and 255 alone is a label map'
+        with pytest.raises(ValueError, match=message):
+            refiner.refine(image, mask)
+        with pytest.raises(ValueError, match='image must be a file or an'):
+            refiner.refine(None, disc())
+
     def test_images_of_any_depth(self, refiner, image):
         wanted = refiner.refine(image, disc(), 'rgb')
         alpha = np.dstack([image, image[..., 0]])
