@@ -637,7 +637,7 @@ PLAIN = "default_scope = 'mmseg'\nmodel = dict(type='EncoderDecoder')\n"
 # Arguments after the config -> what the error says.
 TRAIN_ERRORS = {
     '--auto-scale-lr': 'needs auto_scale_lr = dict(base_batch_size=...)',
-    '--amp': 'needs an accelerator',
+    '--amp': 'needs optim_wrapper in the config',
     '--resume gone.pth': 'checkpoint gone.pth does not exist',
     '--cfg-options model.type.x=1': 'type is a dict in the child config',
 }
@@ -708,7 +708,7 @@ class TestErrors:
         command = [sys.executable, TOOLS / 'train.py', 'plain.py', '--amp']
         result = attempt(command, tmp_path)
         assert result.returncode == 1
-        assert one_line(result.stderr, '--amp needs an accelerator')
+        assert one_line(result.stderr, '--amp needs optim_wrapper')
 
 
 def one_line(error, message):
