@@ -1,14 +1,20 @@
-"""Pictures side by side with captions, as one sheet.
+"""Pictures side by side with captions, as one sheet, and a hook for them.
 
 h x w picture. Pictures are RGB in [0, 1], (3, h, w).
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from torch import Tensor
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 
 # Of a sheet, in pixels: between the pictures, and of a caption.
 _GAP = 8
@@ -96,3 +102,109 @@ def _draw(panel: Panel, width: int) -> np.ndarray:
         caption, panel.caption, (0, 17), font, size, (0, 0, 0), 1, cv2.LINE_AA
     )
     return np.concatenate([caption, image])
+
+
+class SampleSheetHook(Hook):
+    """Shows every so many samples of a validation or a test as a sheet.
+
+    Sheets go to the runner's visualizer, so to files
+    (``val_<index>_<name>_<iteration>.png``) or TensorBoard. Subclasses draw
+    them in :meth:`draw`.
+
+    Args:
+        interval (int): Images from one that is shown to the next; the first
+            always is. Defaults to 50.
+        size (int): Longer side of a picture in pixels. Defaults to 480.
+
+    Raises:
+        ValueError: If an argument is not valid.
+    """
+
+    priority = 'LOW'
+    # Meta information of a sample that names its image.
+    path_key = 'img_path'
+
+    def __init__(self, interval: int = 50, size: int = 480) -> None:
+        for name, value in (('interval', interval), ('size', size)):
+            if value < 1:
+                raise ValueError(
+                    f'{name} of {type(self).__name__} must be 1 or more, got '
+                    f'{value}'
+                )
+        self.interval = interval
+        self.size = size
+        self._seen = 0
+
+    def draw(
+        self,
+        model: nn.Module,
+        data_batch: dict,
+        index: int,
+        sample: BaseDataElement,
+    ) -> np.ndarray:
+        """Draw one sample.
+
+        Args:
+            model (nn.Module): Model, without a wrapper.
+            data_batch (dict): Batch of the data loader.
+            index (int): Place of the sample in it.
+            sample (BaseDataElement): What the model made of it.
+
+        Returns:
+            np.ndarray: Sheet, RGB, (H, W, 3) uint8.
+        """
+        raise NotImplementedError
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Count images anew."""
+        self._seen = 0
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Count images anew."""
+        self._seen = 0
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Draw every so many images."""
+        self._show(runner, 'val', data_batch, outputs)
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Draw every so many images."""
+        self._show(runner, 'test', data_batch, outputs)
+
+    @master_only
+    def _show(
+        self,
+        runner: Runner,
+        mode: str,
+        data_batch: dict,
+        outputs: Sequence[BaseDataElement],
+    ) -> None:
+        for index, sample in enumerate(outputs):
+            if self._seen % self.interval == 0:
+                stem = Path(sample.get(self.path_key) or '').stem
+                name = '_'.join(filter(None, [mode, str(self._seen), stem]))
+                model = unwrap(runner.model)
+                sheet = self.draw(model, data_batch, index, sample)
+                runner.visualizer.add_image(name, sheet, runner.iter)
+            self._seen += 1
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """A module without what makes it parallel.
+
+    Args:
+        module (nn.Module): Module, wrapped or not.
+    """
+    return module.module if is_model_wrapper(module) else module

@@ -1,19 +1,13 @@
 """Pictures of masks before and after their refinement, while it is judged."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import cv2
 import numpy as np
-import torch
-from mmengine.dist import master_only
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmplugins.registry import HOOKS
+from mmplugins.visualization import SampleSheetHook, unwrap
 
 from .model import CRM
 from .refiner import network_inputs
@@ -21,7 +15,7 @@ from .visualization import label_sheet, refinement_sheet
 
 
 @HOOKS.register_module()
-class RefinementVisualizationHook(Hook):
+class RefinementVisualizationHook(SampleSheetHook):
     """Show refined masks in validation and testing.
 
     A sheet of image, coarse and refined mask, every stage, errors against the
@@ -39,26 +33,13 @@ class RefinementVisualizationHook(Hook):
         ValueError: If an argument is not valid.
     """
 
-    priority = 'LOW'
-
-    def __init__(self, interval: int = 50, size: int = 480) -> None:
-        for name, value in (('interval', interval), ('size', size)):
-            if value < 1:
-                raise ValueError(
-                    f'{name} of RefinementVisualizationHook must be 1 or '
-                    f'more, got {value}'
-                )
-        self.interval = interval
-        self.size = size
-        self._seen = 0
-
     def before_run(self, runner: Runner) -> None:
         """Check that there is something to draw, before hours have passed.
 
         Raises:
             ValueError: If the model refines nothing.
         """
-        model = _unwrapped(runner)
+        model = unwrap(runner.model)
         if not any(hasattr(model, name) for name in ('refine', 'refiner')):
             raise ValueError(
                 'RefinementVisualizationHook shows what a model such as '
@@ -66,54 +47,15 @@ class RefinementVisualizationHook(Hook):
                 f'{type(model).__name__}'
             )
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Count images anew."""
-        self._seen = 0
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Count images anew."""
-        self._seen = 0
-
-    def after_val_iter(
+    def draw(
         self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[BaseDataElement] | None = None,
-    ) -> None:
-        """Draw every so many images."""
-        self._show(runner, 'val', data_batch, outputs)
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[BaseDataElement] | None = None,
-    ) -> None:
-        """Draw every so many images."""
-        self._show(runner, 'test', data_batch, outputs)
-
-    @master_only
-    def _show(
-        self,
-        runner: Runner,
-        mode: str,
+        model: nn.Module,
         data_batch: dict,
-        outputs: Sequence[BaseDataElement],
-    ) -> None:
-        for image, sample in zip(data_batch['inputs'], outputs, strict=True):
-            if self._seen % self.interval == 0:
-                stem = Path(sample.get('img_path') or '').stem
-                name = '_'.join(filter(None, [mode, str(self._seen), stem]))
-                sheet = self._draw(_unwrapped(runner), image, sample)
-                runner.visualizer.add_image(name, sheet, runner.iter)
-            self._seen += 1
-
-    def _draw(
-        self, model: torch.nn.Module, image: Tensor, sample: BaseDataElement
+        index: int,
+        sample: BaseDataElement,
     ) -> np.ndarray:
-        """Sheet of one sample and its image (3, H, W), as mmcv loads it."""
+        """Sheet of one sample; its image is as mmcv loads it."""
+        image = data_batch['inputs'][index]
         coarse = sample.coarse_sem_seg.data
         height, width = coarse.shape[-2:]
         truth = None
@@ -139,11 +81,6 @@ class RefinementVisualizationHook(Hook):
             truth,
             self.size,
         )
-
-
-def _unwrapped(runner: Runner) -> torch.nn.Module:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
 
 
 def _picture(image: Tensor) -> np.ndarray:

@@ -1,18 +1,17 @@
 """What references give, as pictures and as one table of all data sets."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmplugins.registry import HOOKS
+from mmplugins.visualization import SampleSheetHook, unwrap
 
 from .generator import SSENNet
 from .references import fit_reference
@@ -21,7 +20,7 @@ from .visualization import alignment_sheet
 
 
 @HOOKS.register_module()
-class ReferenceVisualizationHook(Hook):
+class ReferenceVisualizationHook(SampleSheetHook):
     """Show what upscaled images take from their references.
 
     A sheet of the small image, the result, the true one and of every reference
@@ -38,18 +37,7 @@ class ReferenceVisualizationHook(Hook):
         ValueError: If an argument is not valid.
     """
 
-    priority = 'LOW'
-
-    def __init__(self, interval: int = 50, size: int = 480) -> None:
-        for name, value in (('interval', interval), ('size', size)):
-            if value < 1:
-                raise ValueError(
-                    f'{name} of ReferenceVisualizationHook must be 1 or more, '
-                    f'got {value}'
-                )
-        self.interval = interval
-        self.size = size
-        self._seen = 0
+    path_key = 'gt_path'
 
     def before_run(self, runner: Runner) -> None:
         """Check that there is something to draw, before hours have passed.
@@ -65,54 +53,8 @@ class ReferenceVisualizationHook(Hook):
                 f'{type(generator).__name__}'
             )
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Count images anew."""
-        self._seen = 0
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Count images anew."""
-        self._seen = 0
-
-    def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[BaseDataElement] | None = None,
-    ) -> None:
-        """Draw every so many images."""
-        self._show(runner, 'val', data_batch, outputs)
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[BaseDataElement] | None = None,
-    ) -> None:
-        """Draw every so many images."""
-        self._show(runner, 'test', data_batch, outputs)
-
-    @master_only
-    def _show(
-        self,
-        runner: Runner,
-        mode: str,
-        data_batch: dict,
-        outputs: Sequence[BaseDataElement],
-    ) -> None:
-        for index, sample in enumerate(outputs):
-            if self._seen % self.interval == 0:
-                stem = Path(sample.get('gt_path') or '').stem
-                name = '_'.join(filter(None, [mode, str(self._seen), stem]))
-                sheet = self._draw(
-                    _unwrap(runner.model), data_batch, index, sample
-                )
-                runner.visualizer.add_image(name, sheet, runner.iter)
-            self._seen += 1
-
     @torch.no_grad()
-    def _draw(
+    def draw(
         self,
         model: nn.Module,
         data_batch: dict,
@@ -132,7 +74,7 @@ class ReferenceVisualizationHook(Hook):
         image, references = inputs, None
         if isinstance(inputs, Mapping):
             image, references = inputs['img'], as_references(inputs.get('ref'))
-        generator = _unwrap(model.generator)
+        generator = unwrap(model.generator)
         _, _, aux = generator.encode(image, references)
         result = _picture(sample.output.pred_img)
         shown = [image]
@@ -212,13 +154,9 @@ def metric_table(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
-    return module.module if is_model_wrapper(module) else module
-
-
 def _generator(runner: Runner) -> nn.Module | None:
-    generator = getattr(_unwrap(runner.model), 'generator', None)
-    return None if generator is None else _unwrap(generator)
+    generator = getattr(unwrap(runner.model), 'generator', None)
+    return None if generator is None else unwrap(generator)
 
 
 def _picture(image: Tensor) -> Tensor:

@@ -209,7 +209,11 @@ class TestEditor:
         held = torch.load('editor.pth')
         held['state_dict']['discriminator.model.weight'] = torch.ones(1)
         torch.save(held, 'gan.pth')
-        ReferenceUpscaler('editor.py', 'gan.pth')
+        one, two = (
+            ReferenceUpscaler('editor.py', path).upscale('small.png')
+            for path in ('editor.pth', 'gan.pth')
+        )
+        np.testing.assert_array_equal(one, two)
 
     def test_images_in_another_range_are_an_error(self, config):
         config.model.data_preprocessor = dict(

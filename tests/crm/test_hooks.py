@@ -195,3 +195,4 @@ def test_a_training_has_no_pictures():
         getattr(hook, name)(None, 0)
     for mode in ('val', 'test'):
         getattr(hook, f'before_{mode}_iter')(None, 0)
+    assert hook._seen == 0

@@ -151,7 +151,7 @@ def test_shows_what_the_prediction_is_made_of(monkeypatch, references):
         lambda *args, **kwargs: given.update(args=args, **kwargs),
     )
     hook = ReferenceVisualizationHook(size=99)
-    hook._draw(model, batch, 1, outputs[1])
+    hook.draw(model, batch, 1, outputs[1])
     image, result, shown, truth = given['args']
     rgb = {key: x.flip(0) / 255 for key, x in items[1]['inputs'].items()}
     torch.testing.assert_close(image, rgb['img'])
@@ -188,6 +188,7 @@ def test_a_training_has_no_pictures():
         getattr(hook, name)(None, 0)
     for mode in ('val', 'test'):
         getattr(hook, f'before_{mode}_iter')(None, 0)
+    assert hook._seen == 0
 
 
 @pytest.mark.parametrize('generator', [RCAN(1, 1, 8), Nothing()])

@@ -115,7 +115,7 @@ def test_leaks(gt, ref):
     ],
 )
 def test_no_leaks(gt, ref):
-    require_no_leak(gt, ref)
+    assert require_no_leak(gt, ref) is None
 
 
 def test_stems():

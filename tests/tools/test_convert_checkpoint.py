@@ -7,6 +7,7 @@ from pathlib import Path
 import convert_checkpoint
 import pytest
 import torch
+from helpers import refused
 from mmengine.registry import MODELS
 
 from mmplugins.featup import FeatUpNeck, JBUStack
@@ -58,16 +59,6 @@ def src(tmp_path):
     }
     torch.save(content, tmp_path / 'official.ckpt')
     return tmp_path / 'official.ckpt'
-
-
-def refused(*args):
-    """The error of a call, one line for the shell."""
-    with pytest.raises(SystemExit) as failure:
-        convert_checkpoint.main([str(arg) for arg in args])
-    message = failure.value.code
-    assert message.startswith('error: ')
-    assert '\n' not in message
-    return message
 
 
 def test_the_result_loads_strictly(src, tmp_path, capsys):

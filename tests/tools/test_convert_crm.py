@@ -3,6 +3,7 @@
 import convert_checkpoint
 import pytest
 import torch
+from helpers import refused
 from mmengine.registry import MODELS
 
 from mmplugins.crm import CRM
@@ -49,16 +50,6 @@ def src(tmp_path, weights):
     state = {f'module.{key}': value for key, value in weights.items()}
     torch.save(state, tmp_path / 'model_45705')
     return tmp_path / 'model_45705'
-
-
-def refused(*args):
-    """The error of a call, one line for the shell."""
-    with pytest.raises(SystemExit) as failure:
-        convert_checkpoint.main([str(arg) for arg in args])
-    message = failure.value.code
-    assert message.startswith('error: ')
-    assert '\n' not in message
-    return message
 
 
 def test_the_result_loads_strictly(src, weights, tmp_path, capsys):
