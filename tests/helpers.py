@@ -3,8 +3,6 @@
 import itertools
 from collections.abc import Sequence
 
-import convert_checkpoint
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,13 +70,3 @@ def literal_ensemble(
         areas.append(rel[..., 0].mul(rel[..., 1]).abs() + 1e-9)
     blend = sum(a * s[..., None] for a, s in zip(answers, reversed(areas)))
     return (blend / sum(areas)[..., None]).mT.unflatten(-1, tuple(size))
-
-
-def refused(*args):
-    """The error of a call of the converter, one line for the shell."""
-    with pytest.raises(SystemExit) as failure:
-        convert_checkpoint.main([str(arg) for arg in args])
-    message = failure.value.code
-    assert message.startswith('error: ')
-    assert '\n' not in message
-    return message

@@ -120,9 +120,12 @@ def peak(function, path):
 
 
 @pytest.mark.parametrize('train', [False, True])
-def test_memory(train, kernel, monkeypatch, tmp_path):
+def test_memory(train, kernel, monkeypatch, request, tmp_path):
     """A tenth of mmcv's, and in proportion to the pixels."""
     monkeypatch.setattr(attention, '_BLOCK', 2**17)
+    threads = torch.get_num_threads()
+    request.addfinalizer(partial(torch.set_num_threads, threads))
+    torch.set_num_threads(1)  # each has a buffer of its own
     theirs, ours = mmcv.cnn.NonLocal2d(64), NonLocal2d(64)
 
     def step(model, size):

@@ -7,7 +7,7 @@ from pathlib import Path
 import convert_checkpoint
 import pytest
 import torch
-from helpers import refused
+from converting import refused
 from mmengine.registry import MODELS
 
 from mmplugins.featup import FeatUpNeck, JBUStack

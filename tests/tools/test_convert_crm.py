@@ -3,7 +3,7 @@
 import convert_checkpoint
 import pytest
 import torch
-from helpers import refused
+from converting import refused
 from mmengine.registry import MODELS
 
 from mmplugins.crm import CRM
