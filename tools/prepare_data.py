@@ -51,9 +51,11 @@ def _run_drawn(write):
 
     def run(args):
         counts = {'train': args.num_train, 'val': args.num_val}
-        more = {}
-        if getattr(args, 'photographs', None):
-            more['photographs'] = args.photographs
+        more = {
+            key: getattr(args, key)
+            for key in ('photographs', 'kind')
+            if hasattr(args, key)
+        }
         size = tuple(args.size)
         done = write(args.out, counts, size, args.seed, args.overwrite, **more)
         _report(args.out, done, *counts.values())
@@ -103,7 +105,8 @@ def _add_references(commands):
     add(
         '--share',
         type=float,
-        help='part of the scenes for validation, of SOURCE (default: 0.2)',
+        help='part of the scenes for validation, 1 for all, of SOURCE '
+        '(default: 0.2)',
     )
     add('--link', action='store_true', help='link to SOURCE, copy nothing')
     for split, count in DEMO['counts'].items():
@@ -215,7 +218,7 @@ def main(argv=None):
         default='right',
         help='half of the photograph for validation',
     )
-    _add_command(
+    add = _add_command(
         commands,
         'masks',
         'an object over a photograph, and its exact mask',
@@ -223,10 +226,17 @@ def main(argv=None):
         {'train': 32, 'val': 8},
         (2160, 3840),
         least,
-    ).add_argument(
+    ).add_argument
+    add(
         '--photographs',
         metavar='DIR',
         help="photographs to draw over, instead of scikit-image's",
+    )
+    add(
+        '--kind',
+        choices=masks.KINDS,
+        default='objects',
+        help='single bodies, or plants all over the image (default: objects)',
     )
     _add_references(commands)
     _add_cufed(commands)

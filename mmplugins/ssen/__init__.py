@@ -1,11 +1,14 @@
 """SSEN: super-resolution with references (CVPR 2020)."""
 
+from .alignment import AlignmentLoss
+from .bicubic import Bicubic
 from .datasets import CUFED5Dataset, CUFEDDataset, ReferencePairDataset
 from .extractor import SSEN
 from .generator import SSENNet
 from .hooks import ReferenceVisualizationHook, RobustnessTableHook
 from .offsets import DynamicOffsetEstimator
 from .rcan import RCAN
+from .search import LocalSearch
 from .transforms import (
     FitReference,
     LoadReference,
@@ -14,15 +17,20 @@ from .transforms import (
     SelfReference,
     UpsampledReference,
 )
+from .views import MovedReference
 
 __all__ = [
     'RCAN',
     'SSEN',
+    'AlignmentLoss',
+    'Bicubic',
     'CUFED5Dataset',
     'CUFEDDataset',
     'DynamicOffsetEstimator',
     'FitReference',
     'LoadReference',
+    'LocalSearch',
+    'MovedReference',
     'RandomReferenceCrop',
     'RandomRot90',
     'ReferencePairDataset',

@@ -127,6 +127,9 @@ class RefSREditor(SRGAN):
             published 1e-6, over the mean.
         perceptual_loss (dict, optional): mmagic's PerceptualLoss. Defaults to
             None.
+        alignment_loss (dict, optional): :class:`AlignmentLoss` of samples with
+            a ``ref_matrix``, as :class:`MovedReference` makes them; in the
+            first stage. Defaults to None.
         gp_loss (dict, optional): Penalty of the critic's gradients, mmagic's
             GradientPenaltyLoss, for WGAN-GP. Defaults to None.
         train_cfg (dict, optional): ``disc_steps``: the generator learns every
@@ -152,6 +155,7 @@ class RefSREditor(SRGAN):
         gan_loss: OptConfigType = None,
         pixel_loss: OptConfigType = None,
         perceptual_loss: OptConfigType = None,
+        alignment_loss: OptConfigType = None,
         gp_loss: OptConfigType = None,
         train_cfg: OptConfigType = None,
         test_cfg: OptConfigType = None,
@@ -179,6 +183,9 @@ class RefSREditor(SRGAN):
             init_cfg=init_cfg,
             data_preprocessor=data_preprocessor
             or dict(type='mmplugins.RefSRDataPreprocessor'),
+        )
+        self.alignment_loss = (
+            MODELS.build(alignment_loss) if alignment_loss else None
         )
         self.gp_loss = MMAGIC_MODELS.build(gp_loss) if gp_loss else None
         self.tile = (test_cfg or {}).get('tile')
@@ -230,10 +237,11 @@ class RefSREditor(SRGAN):
                 predictions, data_samples, split_inputs(inputs)[0]
             )
         if mode == 'loss':
-            outputs = self.forward_train(inputs, data_samples)
-            return self._reconstruction_losses(
-                outputs, self.extract_gt_data(data_samples)
-            )
+            truth = self.extract_gt_data(data_samples)
+            if self.alignment_loss is None:
+                outputs = self.forward_train(inputs, data_samples)
+                return self._reconstruction_losses(outputs, truth)
+            return self._aligned_losses(inputs, data_samples, truth)
         raise ValueError(
             "mode of RefSREditor must be 'tensor', 'predict' or 'loss', got "
             f'{mode!r}'
@@ -363,6 +371,31 @@ class RefSREditor(SRGAN):
         loss, log_vars = self.parse_losses(losses)
         wrapper.update_params(loss)
         return log_vars
+
+    def _aligned_losses(
+        self, inputs: Inputs, data_samples: DataSample, truth: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of the reconstruction and of where it looks."""
+        image, references = split_inputs(inputs)
+        if references is None or 'ref_matrix' not in data_samples:
+            raise ValueError(
+                'alignment_loss of RefSREditor needs samples with references '
+                "that MovedReference made and data_keys=['ref_matrix'] packed"
+            )
+        outputs, aux = self.generator(image, references, return_aux=True)
+        if not aux or not aux[0]:
+            raise ValueError(
+                'alignment_loss of RefSREditor needs a generator that aligns '
+                'references in one layer or more'
+            )
+        losses = self._reconstruction_losses(outputs, truth)
+        losses['loss_align'] = self.alignment_loss(
+            aux[0],
+            # PackInputs takes it for an image of one channel.
+            data_samples.ref_matrix.view(-1, 2, 3).to(image.device),
+            self.generator.upscale_factor,
+        )
+        return losses
 
     def _reconstruction_losses(
         self, outputs: Tensor, truth: Tensor

@@ -8,6 +8,7 @@ reference too.
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
@@ -190,11 +191,34 @@ class SSENNet(BaseModule):
         ref = fit_reference(ref, [self.upscale_factor * n for n in size])
         return self._extract(self.ref_stem(ref - self.mean))
 
+    def extract_guide(self, ref: Tensor, size: Sequence[int]) -> Tensor | None:
+        """Map of a reference as small as the image, for an explicit search.
+
+        Image and guide pass the same layers, so that what is alike in them is
+        alike before any training.
+
+        Args:
+            ref (Tensor): As of :meth:`extract_reference`.
+            size (Sequence[int]): As there.
+
+        Returns:
+            Tensor | None: (B, C, h, w); None without ``search_radius``.
+        """
+        if self.ssen is None or self.ssen.searches is None:
+            return None
+        ref = fit_reference(ref, [self.upscale_factor * n for n in size])
+        dtype = torch.promote_types(ref.dtype, torch.float32)
+        small = F.interpolate(
+            ref.to(dtype), tuple(size), mode='bicubic', antialias=True
+        )
+        return self.extract(small.to(ref.dtype))
+
     def align(
         self,
         feat: Tensor,
         ref_feats: Tensor | Sequence[Tensor] | None = None,
         return_aux: bool = False,
+        guides: Sequence[Tensor | None] | None = None,
     ) -> Tensor | tuple[Tensor, list[list[Sampling]]]:
         """Join what the references have to add.
 
@@ -204,6 +228,8 @@ class SSENNet(BaseModule):
                 references, each (B, C, h, w). Defaults to None, the image's.
             return_aux (bool): Return offsets and masks as well. Defaults to
                 False.
+            guides (Sequence[Tensor | None], optional): Of each reference what
+                :meth:`extract_guide` gives. Defaults to None, none.
 
         Returns:
             Tensor | tuple: Joint map, (B, C, h, w), and with ``return_aux``
@@ -214,9 +240,12 @@ class SSENNet(BaseModule):
             return (feat, []) if return_aux else feat
         if isinstance(ref_feats, Tensor):
             ref_feats = [ref_feats]
+        ref_feats = ref_feats or [feat]
         aligned, aux = [], []
-        for ref_feat in ref_feats or [feat]:
-            out = self.ssen(feat, ref_feat, return_aux)
+        for ref_feat, guide in zip(
+            ref_feats, guides or [None] * len(ref_feats)
+        ):
+            out = self.ssen(feat, ref_feat, return_aux, guide)
             if return_aux:
                 out, samplings = out
                 aux.append(samplings)
@@ -307,10 +336,10 @@ class SSENNet(BaseModule):
                     f'SSENNet needs a reference for each of {len(lr)} images, '
                     f'got {len(each)}'
                 )
-        ref_feats = [
-            self.extract_reference(each, lr.shape[-2:]) for each in refs
-        ]
-        return feat, *self.align(feat, ref_feats or None, return_aux=True)
+        size = lr.shape[-2:]
+        ref_feats = [self.extract_reference(each, size) for each in refs]
+        guides = [self.extract_guide(each, size) for each in refs]
+        return feat, *self.align(feat, ref_feats or None, True, guides or None)
 
     def forward(
         self,

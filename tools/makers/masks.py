@@ -7,8 +7,8 @@ j) is at x = (j + 0.5) / H, y = (i + 0.5) / H. Angles are radians from x
 towards y. A scene is the same at any resolution.
 
 An object is a wavy body with holes and strands that taper to a pixel or two,
-of a colour near that of its background. Others like it, which are no
-foreground, lie behind.
+or a thicket of leaves all over the image, of a colour near that of its
+background. Others like it, which are no foreground, lie behind.
 """
 
 import math
@@ -40,6 +40,8 @@ from .photographs import (
 # Height at which the grain of a surface has the pixels of its photograph.
 GRAIN_HEIGHT = 2160
 JPEG_QUALITY = 95
+# What is drawn: one body, or plants all over the image.
+KINDS = ('objects', 'thickets')
 PHOTOS = {'train': TRAIN_PHOTOS, 'val': VAL_PHOTOS}
 
 
@@ -283,7 +285,7 @@ def _grain(name, height):
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
-def mask_scene(seed, split, index, aspect_ratio, photos=None):
+def mask_scene(seed, split, index, aspect_ratio, photos=None, kind='objects'):
     """Scene `index` >= 0 of a split, whatever the split's length.
 
     Args:
@@ -292,6 +294,7 @@ def mask_scene(seed, split, index, aspect_ratio, photos=None):
         index: Number of the image, >= 0.
         aspect_ratio: Width over height, > 0.
         photos: Photographs of each split. Defaults to None, scikit-image's.
+        kind: Of `KINDS`. Defaults to 'objects'.
     """
     rng = split_rng(seed, split, index)
     photos = (photos or PHOTOS)[split]
@@ -304,9 +307,13 @@ def mask_scene(seed, split, index, aspect_ratio, photos=None):
         grain=str(rng.choice(TEXTURES)),
         roughness=rng.uniform(2, 8),
     )
+    sample, softness = {
+        'objects': (_sample_object, (1.0, 3.0)),
+        'thickets': (_sample_thicket, (1.0, 6.0)),
+    }[kind]
     objects = [
         (
-            _sample_object(rng, aspect_ratio),
+            sample(rng, aspect_ratio),
             _sample_surface(rng, photos, mean),
         )
         for _ in range(rng.integers(1, 4))
@@ -314,7 +321,7 @@ def mask_scene(seed, split, index, aspect_ratio, photos=None):
     return MaskScene(
         background,
         tuple(objects),
-        softness=rng.uniform(1.0, 3.0),
+        softness=rng.uniform(*softness),
         noise=int(rng.integers(2**31)),
     )
 
@@ -375,7 +382,52 @@ def _sample_object(rng, aspect_ratio):
     return tuple(parts)
 
 
-def write_masks(out, counts, size, seed, overwrite=False, photographs=None):
+def _sample_thicket(rng, aspect_ratio):
+    """Plants: of each, stems from one point, and leaves along the stems."""
+    parts = []
+    for _ in range(rng.integers(4, 13)):
+        x, y = rng.random() * aspect_ratio, rng.random()
+        size = math.exp(rng.uniform(*np.log([0.08, 0.4])))
+        width = size * math.exp(rng.uniform(*np.log([0.04, 0.25])))
+        num_leaves = rng.integers(0, 9)
+        for _ in range(rng.integers(3, 10)):
+            stem = Strand(
+                x=x,
+                y=y,
+                angle=rng.uniform(0, 2 * math.pi),
+                length=size * rng.uniform(0.5, 1.0),
+                width=width * rng.uniform(0.5, 1.0),
+                bend=rng.uniform(0.1, 1.5),
+                tip=rng.uniform(0.1, 0.8),
+            )
+            parts.append(Part(stem))
+            for along in rng.random(num_leaves):
+                turn = along * stem.bend
+                radius = stem.length / stem.bend
+                u, v = radius * math.sin(turn), radius * (1 - math.cos(turn))
+                cos, sin = math.cos(stem.angle), math.sin(stem.angle)
+                leaf = Strand(
+                    x=x + u * cos - v * sin,
+                    y=y + u * sin + v * cos,
+                    angle=stem.angle + turn + rng.choice((-1, 1)) * 0.9,
+                    length=stem.length * rng.uniform(0.1, 0.35),
+                    width=stem.width * rng.uniform(0.5, 1.5),
+                    bend=rng.uniform(0.1, 1.0),
+                    tip=rng.uniform(0.1, 0.6),
+                )
+                parts.append(Part(leaf))
+    return tuple(parts)
+
+
+def write_masks(
+    out,
+    counts,
+    size,
+    seed,
+    overwrite=False,
+    photographs=None,
+    kind='objects',
+):
     """Writes ``{images,masks}/{train,val}`` and, last, meta.json.
 
     Images are JPEG files, masks PNG files of 0 and 255.
@@ -388,6 +440,7 @@ def write_masks(out, counts, size, seed, overwrite=False, photographs=None):
         overwrite: Whether to replace a different set in `out`.
         photographs: Folder of photographs to draw over. Defaults to None,
             those of scikit-image.
+        kind: Of `KINDS`. Defaults to 'objects'.
 
     Returns:
         True if the set was written, False if it was there already.
@@ -399,12 +452,14 @@ def write_masks(out, counts, size, seed, overwrite=False, photographs=None):
     meta |= {'counts': dict(counts)}
     if photos:
         meta['photographs'] = {k: [*v] for k, v in photos.items()}
+    if kind != 'objects':
+        meta['contents'] = kind
 
     def write(root):
         for split in SPLITS:
             for index in range(counts[split]):
                 scene = mask_scene(
-                    seed, split, index, size[1] / size[0], photos
+                    seed, split, index, size[1] / size[0], photos, kind
                 )
                 image, mask = render_mask(scene, *size)
                 name = f'{split}/{index:06d}'

@@ -7,7 +7,6 @@ top left one. Every set has ``images/<scene>/``, ``train.json`` and
 
 import hashlib
 import importlib.resources
-import math
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from mmplugins.ssen.pairs import (
     split_scenes,
     write_pairs,
 )
+from mmplugins.ssen.views import sample_view
 
 from .files import check_counts, check_size, split_rng, write_image, write_set
 from .photographs import TRAIN_PHOTOS, VAL_PHOTOS, photograph
@@ -28,9 +28,6 @@ from .photographs import TRAIN_PHOTOS, VAL_PHOTOS, photograph
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.ppm', '.webp')
 FILES = {'train': 'train.json', 'val': 'val.json'}
 STEREO = ('motorcycle_left.png', 'motorcycle_right.png', 'motorcycle_disp.npz')
-# How far a reference of the demo is from its target: degrees, factor, and
-# part of the target's sides.
-ANGLES, ZOOMS, SHIFT = (3, 20), (0.85, 1.2), 0.2
 # Of CUFED as it was published.
 CUFED_COUNTS = {'train.json': 11871, 'test.json': 126}
 
@@ -44,45 +41,6 @@ def stereo_disparity():
     path = importlib.resources.files('skimage') / 'data' / STEREO[2]
     with path.open('rb') as file, np.load(file) as arrays:
         return arrays['arr_0'].astype(np.float32)
-
-
-def sample_view(rng, photo, size):
-    """Draws a target of a photograph and another view of it, of equal size.
-
-    The view is turned, nearer or further, moved, and a little lighter or
-    darker; what lies beyond the photograph is its mirror image.
-
-    Args:
-        rng: Generator.
-        photo: (h, w, 3), no smaller than `size`.
-        size: (height, width) in pixels.
-
-    Returns:
-        target and view, (height, width, 3) uint8, and the matrix (2, 3) that
-        takes a point of the target to that of the view.
-    """
-    height, width = size
-    ends = [side - one + 1 for side, one in zip(photo.shape, size)]
-    top, left = rng.integers(0, ends).tolist()
-    angle = math.radians(rng.uniform(*ANGLES)) * rng.choice((-1, 1))
-    zoom = math.exp(rng.uniform(*np.log(ZOOMS)))
-    shift = rng.uniform(-SHIFT, SHIFT, 2) * (width, height)
-    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
-    matrix = np.array([[cos, -sin, 0], [sin, cos, 0]])
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    matrix[:, 2] = centre + shift - matrix[:, :2] @ centre
-    whole = matrix.copy()  # from points of the photograph
-    whole[:, 2] -= matrix[:, :2] @ (left, top)
-    view = cv2.warpAffine(
-        photo,
-        whole,
-        (width, height),
-        flags=cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
-    view = np.clip(view * rng.uniform(0.9, 1.1), 0, 255)
-    target = photo[top : top + height, left : left + width]
-    return target, np.rint(view).astype(np.uint8), matrix
 
 
 def write_demo(out, counts, size, seed, overwrite=False):
@@ -200,7 +158,8 @@ def write_frames(
         out: Folder, made if missing.
         source: Folder of images, or of folders of images, one a scene.
         steps: Steps k other than 0.
-        share: Part for validation, above 0 and below 1.
+        share: Part for validation, above 0 and at most 1, all: then there is
+            no ``train.json``.
         seed: Of the scenes held out.
         link: Whether to link to the images instead of copying them.
         overwrite: Whether to replace a different set in `out`.
@@ -226,7 +185,7 @@ def write_frames(
         'seed': seed,
         'link': link,
     }
-    counts, same = {}, 0
+    counts, same = dict.fromkeys(FILES, 0), 0
     known = {}
 
     def pixels(scene, name):
@@ -242,9 +201,9 @@ def write_frames(
 
     def write(root):
         nonlocal same
-        for split, file in FILES.items():
+        for split, frames in blocks.items():
             pairs, used = [], {}
-            for scene, names in blocks[split].items():
+            for scene, names in frames.items():
                 place = places[scene]
                 for pair in frame_pairs(names, steps):
                     gt = pair['gt']
@@ -271,9 +230,9 @@ def write_frames(
             counts[split] = len(pairs)
             for name, path in used.items():
                 _place(path, root / 'images' / name, link)
-            write_pairs(str(root / file), pairs, split=split)
+            write_pairs(str(root / FILES[split]), pairs, split=split)
 
-    parts = ('images', *FILES.values())
+    parts = ('images', *(FILES[split] for split in blocks))
     if not write_set(out, meta, parts, overwrite, write):
         return None
     return counts, same
@@ -281,16 +240,18 @@ def write_frames(
 
 def _split_frames(scenes, share, seed):
     """Names of the frames of each scene, of either split."""
+    if not 0 < share <= 1:
+        raise ValueError(
+            f'share of validation must be above 0 and at most 1, got {share}'
+        )
+    if share == 1:
+        return {'val': scenes}
     if len(scenes) > 1:
         held = split_scenes(scenes, share, seed)
         return {
             split: {scene: scenes[scene] for scene in names}
             for split, names in zip(FILES, held)
         }
-    if not 0 < share < 1:
-        raise ValueError(
-            f'share of validation must be between 0 and 1, got {share}'
-        )
     ((scene, names),) = scenes.items()
     count = max(round(share * len(names)), min(2, len(names)))
     cut = len(names) - count

@@ -18,7 +18,7 @@ from makers.photographs import (
     split_photographs,
 )
 from scipy.ndimage import distance_transform_edt
-from skimage.measure import points_in_poly
+from skimage.measure import label, perimeter, points_in_poly
 
 WAVES = ((2, 0.2, 0.4), (3, -0.1, 2.0), (7, 0.05, 5.0))
 BLOB = Blob(0.71, 0.48, 0.3, WAVES)
@@ -320,6 +320,33 @@ def test_over_photographs_of_a_folder(tmp_path):
     assert maker.write_masks(*given, photographs=tmp_path)
     meta = json.loads((out / 'meta.json').read_text())
     assert meta['photographs']['val'] == [*photos['val']]
+    with pytest.raises(FileExistsError, match='holds something else'):
+        maker.write_masks(*given)
+
+
+def test_thickets_are_many_and_thin():
+    """Against single objects: more pieces, more outline for their area."""
+    pieces, thin, soft = {}, {}, {}
+    for kind in maker.KINDS:
+        scenes = [
+            maker.mask_scene(0, 'train', i, 1.5, kind=kind) for i in range(6)
+        ]
+        masks = [maker.render_mask(scene, 160, 240)[1] for scene in scenes]
+        assert all(mask.any() for mask in masks)
+        pieces[kind] = np.mean([label(m).max() for m in masks])
+        thin[kind] = np.mean(
+            [perimeter(m > 0) / np.sqrt((m > 0).sum()) for m in masks]
+        )
+        soft[kind] = max(scene.softness for scene in scenes)
+    assert pieces['thickets'] > 2 * pieces['objects']
+    assert thin['thickets'] > 1.5 * thin['objects']
+    assert soft['objects'] <= 3 < soft['thickets'] <= 6
+
+
+def test_a_set_of_thickets_is_another_set(tmp_path):
+    given = (tmp_path / 'set', {'train': 1, 'val': 1}, (32, 48), 0)
+    assert maker.write_masks(*given, kind='thickets')
+    assert not maker.write_masks(*given, kind='thickets')
     with pytest.raises(FileExistsError, match='holds something else'):
         maker.write_masks(*given)
 

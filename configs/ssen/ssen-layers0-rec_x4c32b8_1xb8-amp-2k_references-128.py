@@ -1,0 +1,4 @@
+# Takes the reference as it lies.
+_base_ = './ssen-rec_x4c32b8_1xb8-amp-2k_references-128.py'
+
+model = dict(generator=dict(num_layers=0), alignment_loss=None)
