@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmplugins.ssen import RCAN, SSENNet
+from mmplugins.ssen.offsets import Sampling
 from mmplugins.ssen.references import fit_reference
 from mmplugins.ssen.tiling import check_tile, upscale_tiles
 from mmplugins.ssen.visualization import alignment_sheet, check_point
@@ -155,15 +156,10 @@ class ReferenceUpscaler:
             ValueError: If the network aligns nothing or the point is not in
                 the image.
         """
-        if not self.aligns:
-            raise ValueError(
-                f'{type(self.generator).__name__} of the config aligns '
-                'nothing that could be shown'
-            )
         small, others = self._inputs(image, references, channel_order)
         if point is not None:
             check_point(point, small.shape[-2:])
-        _, _, aux = self.generator.encode(small, others)
+        aux = self._align(small, others)
         shown = [small]
         if others is not None:
             shown = [fit_reference(x, result.shape[:2]) for x in others]
@@ -174,6 +170,40 @@ class ReferenceUpscaler:
             point=point,
             size=size,
         )
+
+    @torch.no_grad()
+    def align(
+        self,
+        image: Image,
+        references: Image | Sequence[Image] = (),
+        channel_order: str = 'bgr',
+    ) -> list[list[Sampling]]:
+        """Where the network looks.
+
+        Args:
+            image (str | np.ndarray): As of :meth:`upscale`.
+            references (str | np.ndarray | Sequence): As of :meth:`upscale`.
+                Defaults to none.
+            channel_order (str): As of :meth:`upscale`. Defaults to ``'bgr'``.
+
+        Returns:
+            list[list[Sampling]]: Of each reference, or of the image itself,
+            offsets and masks of every layer.
+
+        Raises:
+            ValueError: If the network aligns nothing.
+        """
+        return self._align(*self._inputs(image, references, channel_order))
+
+    def _align(
+        self, small: Tensor, others: list[Tensor] | None
+    ) -> list[list[Sampling]]:
+        if not self.aligns:
+            raise ValueError(
+                f'{type(self.generator).__name__} of the config aligns '
+                'nothing that could be shown'
+            )
+        return self.generator.encode(small, others)[2]
 
     def _inputs(
         self,
