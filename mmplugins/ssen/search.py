@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from mmplugins.registry import MODELS
 
+# Scores that are there at once.
+_BLOCK = 2**22
+
 
 def soft_match(
     query: Tensor, key: Tensor, radius: int, scale: float | Tensor = 1.0
@@ -40,16 +43,34 @@ def soft_match(
         )
     if radius < 1:
         raise ValueError(f'radius of soft_match must be >= 1, got {radius}')
+    B, _, H, W = query.shape
+    padded = F.pad(key, (radius,) * 4)
+    rows = max(1, _BLOCK // (B * W * (2 * radius + 1) ** 2))
+    bands = [
+        _match_rows(
+            query[..., top : top + rows, :],
+            padded[..., top : top + rows + 2 * radius, :],
+            radius,
+            scale,
+        )
+        for top in range(0, H, rows)
+    ]
+    return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+
+def _match_rows(
+    query: Tensor, padded: Tensor, radius: int, scale: float | Tensor
+) -> Tensor:
+    """Some rows, with the keys around them: (B, 2, rows, W)."""
     H, W = query.shape[-2:]
     side = 2 * radius + 1
-    padded = F.pad(key, (radius,) * 4)
-    scores = []
-    for y in range(side):
-        for x in range(side):
-            there = padded[..., y : y + H, x : x + W]
-            scores.append((query * there).sum(1))  # (B, H, W)
-    share = (scale * torch.stack(scores, 1)).softmax(1)  # (B, side^2, H, W)
-    share = share.unflatten(1, (side, side))
+    scores = [
+        (query * padded[..., y : y + H, x : x + W]).sum(1)
+        for y in range(side)
+        for x in range(side)
+    ]
+    share = (scale * torch.stack(scores, 1)).softmax(1)
+    share = share.unflatten(1, (side, side))  # (B, side, side, rows, W)
     reach = torch.arange(-radius, radius + 1).to(share)[:, None, None]
     dy, dx = ((share.sum(axis) * reach).sum(1) for axis in (2, 1))
     return torch.stack([dy, dx], 1)

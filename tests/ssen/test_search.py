@@ -39,6 +39,18 @@ def test_equals_the_formula(radius, size):
     )
 
 
+def test_rows_by_rows(monkeypatch):
+    """Large maps are worked on in bands, with the same result."""
+    query, key = (leaf(torch.randn(2, 3, 11, 5)) for _ in range(2))
+    whole = soft_match(query, key, 2)
+    grads = torch.autograd.grad(whole.square().sum(), (query, key))
+    monkeypatch.setattr(search_module, '_BLOCK', 3 * 2 * 5 * 25 + 1)
+    banded = soft_match(query, key, 2)
+    torch.testing.assert_close(banded, whole)
+    again = torch.autograd.grad(banded.square().sum(), (query, key))
+    torch.testing.assert_close(again, grads)
+
+
 def test_gradcheck():
     query, key = (leaf(torch.randn(1, 2, 3, 4)) for _ in range(2))
     scale = leaf(torch.tensor(1.3))

@@ -14,12 +14,13 @@ data_root = 'work_dirs/references/'
 scale = 4
 meta_keys = ['key', 'ref_path', 'reference', 'ref_channel_order']
 
-train_pipeline = [
+load = [
     dict(type='LoadImageFromFile', key='gt'),
     dict(type='mmplugins.LoadReference', choice='random'),
     # Together: a short training has no time for references on their side.
     dict(type='mmplugins.RandomRot90', keys=('gt', 'ref')),
-    dict(type='mmplugins.MovedReference', size=128, prob=0.5, shift=0.3),
+]
+crop = [
     dict(type='mmplugins.RandomReferenceCrop', size=128, scale=scale, shift=0),
     dict(
         type='Resize',
@@ -38,6 +39,24 @@ train_pipeline = [
         meta_keys=meta_keys,
     ),
 ]
+train_pipeline = [
+    *load,
+    dict(type='mmplugins.MovedReference', size=128, prob=0.5, shift=0.3),
+    *crop,
+]
+unrelated_pipeline = [
+    *load,
+    dict(type='mmplugins.MovedReference', size=128, prob=0.0),
+    *crop,
+]
+videos = dict(
+    type='mmplugins.ReferencePairDataset',
+    data_root=data_root + 'davis/',
+    data_prefix=dict(gt='images', ref='images'),
+    ann_file='train.json',
+    num_refs=None,
+    pipeline=train_pipeline,
+)
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -46,18 +65,9 @@ train_dataloader = dict(
     dataset=dict(
         type='ConcatDataset',
         datasets=[
-            dict(
-                type='RepeatDataset',
-                times=2,
-                dataset=dict(
-                    type='mmplugins.ReferencePairDataset',
-                    data_root=data_root + 'davis/',
-                    data_prefix=dict(gt='images', ref='images'),
-                    ann_file='train.json',
-                    num_refs=None,
-                    pipeline=train_pipeline,
-                ),
-            ),
+            dict(type='RepeatDataset', dataset=videos, times=2),
+            # That a reference may be of no use has to be learned, too.
+            dict(videos, reference='unrelated', pipeline=unrelated_pipeline),
             dict(
                 type='mmplugins.ReferencePairDataset',
                 data_prefix=dict(gt='data/bsds200'),
@@ -90,20 +100,20 @@ frames = dict(indices=[*range(0, 47, 6)])
 photos = dict(indices=[0, 3, 6, 10, 13, 16])
 stereo = dict(scenes=['motorcycle'])
 tests = {
+    'frames/self': ('davis', dict(frames, reference='self')),
     'frames/next': ('davis', frames),
     'frames/near': ('davis-3', frames),
     'frames/unrelated': ('davis', dict(frames, reference='unrelated')),
     'frames/upsampled': ('davis', dict(frames, reference='upsampled')),
-    'frames/self': ('davis', dict(frames, reference='self')),
+    'photos/self': ('multiview', dict(photos, reference='self')),
     'photos/next': ('multiview', photos),
     'photos/near': ('multiview-3', photos),
     'photos/unrelated': ('multiview', dict(photos, reference='unrelated')),
     'photos/upsampled': ('multiview', dict(photos, reference='upsampled')),
-    'photos/self': ('multiview', dict(photos, reference='self')),
+    'stereo/self': ('views', dict(stereo, reference='self')),
     'stereo/other': ('views', stereo),
     'stereo/unrelated': ('views', dict(stereo, reference='unrelated')),
     'stereo/upsampled': ('views', dict(stereo, reference='upsampled')),
-    'stereo/self': ('views', dict(stereo, reference='self')),
 }
 test_dataloader = [
     dict(
@@ -121,6 +131,22 @@ test_dataloader = [
     )
     for folder, options in tests.values()
 ]
+# And two sets without references.
+names = ['set5', 'set14']
+test_dataloader += [
+    dict(
+        batch_size=1,
+        num_workers=1,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='mmplugins.ReferencePairDataset',
+            data_prefix=dict(gt=f'data/{name}'),
+            reference='self',
+            pipeline=test_pipeline,
+        ),
+    )
+    for name in names
+]
 test_evaluator = [
     [
         dict(
@@ -132,6 +158,6 @@ test_evaluator = [
         for space in ('Y', None)
         for metric in ('PSNR', 'SSIM')
     ]
-    for row in tests
+    for row in [*tests, *names]
 ]
 test_cfg = dict(type='MultiTestLoop')
