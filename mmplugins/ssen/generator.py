@@ -130,7 +130,7 @@ class SSENNet(BaseModule):
             cfg.update(align or {})
             self.ssen = MODELS.build(cfg)
             self.fusion = nn.Conv2d(2 * mid_channels, mid_channels, 1)
-            init_linear(self.fusion)
+            self._init_fusion()
         if reference is True:
             self.ref_stem = ReferenceStem(
                 in_channels, mid_channels, upscale_factor
@@ -141,6 +141,18 @@ class SSENNet(BaseModule):
             self.trunk = RCANTrunk(mid_channels, num_groups, num_blocks)
         # Convolutions are faster so, on a CPU and in half precision.
         self.to(memory_format=torch.channels_last)
+
+    def _init_fusion(self) -> None:
+        """Nearly pass the image's map alone.
+
+        What is read from references before they are found is noise; a network
+        that has it from the start learns to shut it out.
+        """
+        init_linear(self.fusion)
+        with torch.no_grad():
+            own, other = self.fusion.weight.chunk(2, 1)
+            nn.init.dirac_(own)
+            other.mul_(0.1)
 
     @property
     def radius(self) -> int | None:
