@@ -50,10 +50,10 @@ def score(
     """
     dy, dx = scale * found.double().numpy()
     centre = scale * np.arange(disparity.shape[1]) + (scale - 1) / 2
-    seen = np.isfinite(disparity) & (centre - disparity > 0)
+    seen = np.isfinite(disparity) & (centre - disparity > -0.5)
     distance = np.hypot(dy, dx + disparity)[seen]
     if not distance.size:
-        raise ValueError('the disparity is known nowhere')
+        raise ValueError('no cell has a match on the right photograph')
     figures = {'mean': distance.mean(), 'median': np.median(distance)}
     shares = {
         f'within {x:g} px, %': 100 * (distance <= x).mean() for x in within

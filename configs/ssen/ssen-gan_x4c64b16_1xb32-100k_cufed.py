@@ -1,4 +1,5 @@
-# The published training, second stage: on with a discriminator of patches.
+# The published second stage, on with a discriminator of patches; its penalty,
+# weight, learning rate and length are not said.
 _base_ = [
     './_base_/ssen_x4c64.py',
     './_base_/cufed5-table.py',

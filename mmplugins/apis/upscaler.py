@@ -28,7 +28,7 @@ Image = str | np.ndarray
 class ReferenceUpscaler:
     """Upscales images, of any size and from anywhere, without ground truth.
 
-    >>> upscaler = ReferenceUpscaler('configs/ssen/ssen.py', 'ssen.pth')
+    >>> upscaler = ReferenceUpscaler('config.py', 'ssen.pth')
     >>> large = upscaler.upscale('small.jpg', ['other-photo.jpg'])
 
     Args:

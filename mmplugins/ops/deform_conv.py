@@ -107,6 +107,8 @@ def modulated_deform_conv2d(
         if backend == 'mmcv':
             from mmcv import ops
 
+            # Its kernels read the memory as if it were in the usual order.
+            args = [None if t is None else t.contiguous() for t in args]
             out = ops.modulated_deform_conv2d(*args, *geometry[1:])
         elif backend == 'reference':
             out = _reference(*args, geometry)

@@ -135,7 +135,9 @@ class AlignmentLoss(BaseModule):
             Tensor: A scalar, 0 if no match is known.
         """
         size = aux[0].offset.shape[-2:]
-        wanted, known = affine_displacement(matrix, size, scale)
+        # Half precision would round positions to whole pixels.
+        with torch.autocast(matrix.device.type, enabled=False):
+            wanted, known = affine_displacement(matrix, size, scale)
         count = (len(aux) * known.sum()).clamp_min(1)
         # The root of 0 has no gradient.
         distances = (

@@ -72,6 +72,11 @@ class RefSRDataPreprocessor(DataPreprocessor):
         """
         inputs = data['inputs']
         if isinstance(inputs, (list, tuple)) and isinstance(inputs[0], dict):
+            if len({frozenset(x) for x in inputs}) > 1:
+                raise ValueError(
+                    'a batch needs references for all of its images or for '
+                    'none'
+                )
             inputs = {key: [x[key] for x in inputs] for key in inputs[0]}
         if not isinstance(inputs, dict):
             return super().forward(data, training)
@@ -301,6 +306,11 @@ class RefSREditor(SRGAN):
                 f'{sorted(given) if several else type(optim_wrapper).__name__}'
             )
         if several:
+            if self.alignment_loss is not None:
+                raise ValueError(
+                    'alignment_loss of RefSREditor is for the first stage, '
+                    'with one optim_wrapper for all'
+                )
             return super().train_step(data, optim_wrapper)
         return BaseModel.train_step(self, data, optim_wrapper)
 
@@ -389,11 +399,11 @@ class RefSREditor(SRGAN):
                 'references in one layer or more'
             )
         losses = self._reconstruction_losses(outputs, truth)
+        # PackInputs takes it for an image of one channel.
+        matrix = data_samples.ref_matrix.view(-1, 2, 3).to(image.device)
+        height, shown = outputs.shape[-2], image.shape[-2]
         losses['loss_align'] = self.alignment_loss(
-            aux[0],
-            # PackInputs takes it for an image of one channel.
-            data_samples.ref_matrix.view(-1, 2, 3).to(image.device),
-            self.generator.upscale_factor,
+            aux[0], matrix, height // shown
         )
         return losses
 

@@ -14,7 +14,7 @@ from .alignment import follow, read_at
 from .offsets import Sampling, check_maps, is_pretrained
 from .search import LocalSearch
 
-# Deeper stacks do not train.
+# Stacks deeper than three are said to be hard to train.
 MAX_LAYERS = 5
 
 
@@ -26,8 +26,8 @@ class SSEN(BaseModule):
     result of the one before and has an estimator of its own that compares this
     with the input: alignment proceeds from layer to layer, without skips and
     activations between them. The masks weigh down what does not belong, so
-    that an unrelated reference does no harm. At the start, the output is the
-    reference itself.
+    that an unrelated reference does no harm. At the start, without a search,
+    the output is the reference itself.
 
     Args:
         mid_channels (int): Channels C. Defaults to 64.
@@ -85,7 +85,7 @@ class SSEN(BaseModule):
             MODELS.build(dict(cfg)) for _ in range(num_layers)
         )
         self.searches = None
-        if search_radius is not None:
+        if search_radius is not None and num_layers:
             self.searches = ModuleList(
                 LocalSearch(mid_channels, 2**layer, search_radius)
                 for layer in reversed(range(num_layers))

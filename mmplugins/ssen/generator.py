@@ -216,7 +216,7 @@ class SSENNet(BaseModule):
         Returns:
             Tensor | None: (B, C, h, w); None without ``search_radius``.
         """
-        if self.ssen is None or self.ssen.searches is None:
+        if not getattr(self.ssen, 'searches', None):
             return None
         ref = fit_reference(ref, [self.upscale_factor * n for n in size])
         dtype = torch.promote_types(ref.dtype, torch.float32)
@@ -257,7 +257,8 @@ class SSENNet(BaseModule):
         for ref_feat, guide in zip(
             ref_feats, guides or [None] * len(ref_feats)
         ):
-            out = self.ssen(feat, ref_feat, return_aux, guide)
+            extra = {} if guide is None else dict(guide=guide)
+            out = self.ssen(feat, ref_feat, return_aux, **extra)
             if return_aux:
                 out, samplings = out
                 aux.append(samplings)

@@ -72,7 +72,8 @@ class MovedReference(BaseTransform):
 
     It is then known where the reference shows what, from which
     :class:`~mmplugins.ssen.AlignmentLoss` learns. A sample that has a
-    reference may keep it; nothing is then known.
+    reference may keep it; nothing is then known. Transforms behind this one
+    must neither turn nor cut what it made.
 
     Required keys: ``gt``. Modified keys: ``gt``. Added or overwritten keys:
     ``ref`` and what goes with it; ``ref_matrix``, (2, 3) float32, from a point

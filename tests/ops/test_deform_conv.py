@@ -261,7 +261,7 @@ def test_autocast_leaves_single_precision_alone(backend):
     assert half.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', [*BACKENDS, 'mmcv'])
 def test_memory_formats(backend):
     """Channels last goes in and out; offsets may be part of a head."""
     x, offset, mask, weight, bias = make(CASES[0])

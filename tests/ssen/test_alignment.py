@@ -3,6 +3,7 @@ import pytest
 import torch
 from helpers import assert_all_parameters_get_gradients, leaf
 from mmengine.dataset import pseudo_collate
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, TRANSFORMS
 from skimage import data
 from torch.autograd import gradcheck
@@ -101,6 +102,14 @@ def test_what_is_not_known_does_not_count():
     assert not offset.grad.any()
 
 
+def test_truth_is_exact_in_mixed_precision():
+    matrix = torch.tensor([[[0.97, -0.2, 20.3], [0.2, 0.97, -11.7]]])
+    aux = [layer(torch.randn(1, 2, 32, 32))]
+    wanted = AlignmentLoss()(aux, matrix, 4)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert AlignmentLoss()(aux, matrix, 4) == wanted
+
+
 def test_gradcheck():
     matrix = torch.tensor([[[1.1, 0.1, 1], [0, 0.9, -1]]]).double()
     offsets = [leaf(torch.randn(1, 2, 4, 5)) for _ in range(2)]
@@ -108,6 +117,10 @@ def test_gradcheck():
     assert gradcheck(
         lambda *x: loss([layer(o) for o in x], matrix, 2), offsets
     )
+
+
+def optimizer(model):
+    return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def editor(**generator):
@@ -169,6 +182,15 @@ def test_an_editor_learns_to_search(in_scope):
 
 def test_an_editor_says_what_it_needs(in_scope):
     with in_scope('mmagic'):
+        model = editor()
+        batch = moved_batch()
+        img, ref = batch['inputs']['img'], batch['inputs']['ref']
+        batch['inputs'] = [dict(img=img[0], ref=ref[0]), dict(img=img[1])]
+        with pytest.raises(ValueError, match='for all of its images or for'):
+            model.data_preprocessor(batch, training=True)
+        both = OptimWrapperDict(generator=optimizer(model))
+        with pytest.raises(ValueError, match='is for the first stage'):
+            model.train_step(moved_batch(), both)
         model = editor()
         batch = model.data_preprocessor(moved_batch(()), training=True)
         with pytest.raises(ValueError, match="data_keys=.'ref_matrix'."):

@@ -253,7 +253,7 @@ def test_it_learns_from_a_reference():
     )
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(60):
         hr = (torch.rand(2, 3, 8, 8) > 0.5).float()
         hr[..., 1::2] = 1 - hr[..., ::2]
         lr = F.avg_pool2d(hr, 2)

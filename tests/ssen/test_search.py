@@ -108,7 +108,7 @@ def test_any_size_and_all_parameters_learn(size):
         assert_all_parameters_get_gradients(search)
 
 
-def test_in_half_precision_displacements_are_whole():
+def test_in_half_precision_displacements_are_in_full():
     search = LocalSearch(4, 2)
     with torch.autocast('cpu', torch.bfloat16):
         assert search(*torch.randn(2, 1, 4, 9, 9)).dtype == torch.float32

@@ -1,5 +1,5 @@
-# DIV2K without references, crops of 192x192 of its low-resolution images of
-# factor 4; Set5 for validation. Images are loaded as BGR.
+# DIV2K without references, crops of 192x192 of its images and what they are
+# at a quarter of the size; Set5 for validation. Images are loaded as BGR.
 scale = 4
 meta_keys = ['key', 'reference']
 

@@ -1,6 +1,7 @@
-# Trains on frames of videos, five or fifteen apart, and on photographs beside
-# moved views of them; tests on other videos, photographs of a castle and of a
-# town, and a stereo pair, scenes that no training saw:
+# Trains on frames of videos, one or three steps apart (here every fifth frame
+# of DAVIS), and on photographs beside moved views of them; tests on other
+# videos, photographs of a castle and of a town, and a stereo pair, scenes that
+# no training saw:
 # python tools/prepare_data.py references work_dirs/references/davis \
 #     data/davis/JPEGImages --steps 1 3 --share 0.25
 # python tools/prepare_data.py references work_dirs/references/davis-3 \
@@ -140,7 +141,7 @@ test_dataloader += [
         sampler=dict(type='DefaultSampler', shuffle=False),
         dataset=dict(
             type='mmplugins.ReferencePairDataset',
-            data_prefix=dict(gt=f'data/{name}'),
+            data_prefix=dict(gt=f'data/{name}/HR'),
             reference='self',
             pipeline=test_pipeline,
         ),

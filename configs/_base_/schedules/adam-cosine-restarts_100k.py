@@ -1,5 +1,6 @@
-# The published 100,000 iterations of 32 crops: Adam, and a cosine that starts
-# anew with 0.9 of the learning rate. How often is not said: four times here.
+# The published 100,000 iterations of 32 crops: Adam, and a cosine with a
+# factor of 0.9, taken for one that starts anew with 0.9 of the learning rate.
+# How often is not said: four times here.
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=100_000, val_interval=5000
 )

@@ -1,6 +1,6 @@
-# SSEN as published, for factor 4: five shared blocks of 64 channels, three
-# deformable layers, 16 blocks for the reconstruction. The number of blocks is
-# that of comparable networks, for it was not published.
+# SSEN for factor 4: 64 channels and three deformable layers, as published; the
+# numbers of blocks, 5 shared and 16 for the reconstruction, were not, and are
+# those of comparable networks.
 model = dict(
     type='mmplugins.RefSREditor',
     data_preprocessor=dict(
