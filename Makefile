@@ -10,7 +10,7 @@ env = for py in $(PYTHON) python3.13 python3.12 python3.11; do \
 	done; \
 	echo 'error: Python 3.11 or newer is needed (set PYTHON=...)' >&2; exit 1
 
-.PHONY: help demo test lint format env clean
+.PHONY: help demo test bench lint format env clean
 .NOTPARALLEL:
 
 help:  ## list these commands
@@ -23,6 +23,10 @@ demo:  ## show what the plug-ins do
 test:  ## run all tests (those for a GPU skip themselves without one)
 	@( $(call env,tests) )
 	@$(RUN) -m pytest
+
+bench:  ## measure speed and memory (ARGS='--json FILE' writes the figures)
+	@( $(call env,tests) )
+	@$(RUN) tools/benchmark.py $(ARGS)
 
 lint:  ## check style and formatting
 	@( $(call env,lint) )
