@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmplugins.featup.views import apply_views, sample_views
@@ -82,6 +82,7 @@ def test_without_zoom_pixels_are_copied():
     cells=st.tuples(st.integers(8, 20), st.integers(8, 20)),
     factor=st.integers(1, 4),
 )
+@example(seed=262143, cells=(15, 8), factor=4)  # much of it reflected
 def test_features_that_are_the_image_come_back_as_its_view(
     seed, cells, factor
 ):
@@ -92,10 +93,17 @@ def test_features_that_are_the_image_come_back_as_its_view(
     theta = views(1, size, seed, max_pad=min(size) // 4)
     of_image = F.avg_pool2d(apply_views(image, theta), factor)
     of_feats = apply_views(feats, theta)
-    # Half a cell at most lies between a reflection at cells and at pixels.
-    inner = slice(1, -1)
-    error = (of_image - of_feats)[..., inner, inner].abs()
-    assert error.max() < 0.05 * factor
+    error = (of_image - of_feats).abs().amax(1)[0]
+    inner = torch.zeros(cells, dtype=torch.bool)
+    inner[1:-1, 1:-1] = True
+    grid = F.affine_grid(theta.float(), (1, 1, *size), align_corners=False)
+    seen = F.grid_sample(torch.ones(1, 1, *size), grid, align_corners=False)
+    direct = inner & (F.avg_pool2d(seen, factor)[0, 0] > 1 - 1e-4)
+    if direct.any():
+        assert error[direct].max() < 0.03 * factor
+    # Half a cell at most lies between a reflection at cells and at pixels, on
+    # either side of which the image differs.
+    assert error[inner].max() < 0.1 * factor
     if factor == 1:
         assert torch.equal(of_image, of_feats)
 
