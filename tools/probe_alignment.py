@@ -83,8 +83,11 @@ def probe(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     aux = upscaler.align(small, right[window])[0]
     truth = cells(disparity, scale)
     found = {'none': torch.zeros(2, height, width)}
-    for k in range(len(aux)):
-        found[f'layer {k + 1}'] = displacement(aux[: k + 1])
+    names = [f'layer {k + 1}' for k in range(len(aux))]
+    if upscaler.generator.search is not None:
+        names = ['search', *names[:-1]]
+    for k, name in enumerate(names, 1):
+        found[name] = displacement(aux[:k])
     return {
         name: score(one, truth, scale, args.within)
         for name, one in found.items()

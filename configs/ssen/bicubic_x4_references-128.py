@@ -3,5 +3,5 @@ _base_ = './noref-rec_x4c32b8_1xb8-amp-2k_references-128.py'
 
 model = dict(
     generator=dict(_delete_=True, type='mmplugins.Bicubic', upscale_factor=4),
-    alignment_loss=None,
+    train_cfg=None,
 )

@@ -1,7 +1,7 @@
 # The same without references, trained alike.
 _base_ = './ssen-rec_x4c32b8_1xb8-amp-2k_references-128.py'
 
-model = dict(generator=dict(reference=False), alignment_loss=None)
+model = dict(generator=dict(reference=False, search=None))
 # Of each set the row without a reference: the others would be the same.
 rows = [
     k

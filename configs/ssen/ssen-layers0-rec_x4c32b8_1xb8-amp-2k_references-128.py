@@ -1,4 +1,4 @@
-# Takes the reference as it lies.
+# Takes the reference as the search leaves it.
 _base_ = './ssen-rec_x4c32b8_1xb8-amp-2k_references-128.py'
 
-model = dict(generator=dict(num_layers=0), alignment_loss=None)
+model = dict(generator=dict(num_layers=0))

@@ -1,5 +1,4 @@
-# A small one for a CPU. Beyond the paper, its layers compare both maps around
-# every pixel, and are told where moved references show what.
+# A small one for a CPU. Beyond the paper, references are searched for first.
 _base_ = [
     './_base_/ssen_x4c64.py',
     '../_base_/datasets/references-128.py',
@@ -8,11 +7,15 @@ _base_ = [
 ]
 
 model = dict(
-    generator=dict(mid_channels=32, num_blocks=8, align=dict(search_radius=4)),
-    alignment_loss=dict(type='mmplugins.AlignmentLoss'),
+    generator=dict(
+        mid_channels=32,
+        num_blocks=8,
+        search=dict(type='mmplugins.LocalSearch'),
+    ),
+    train_cfg=dict(drop_reference=0.1),
 )
 custom_hooks = [dict(type='mmplugins.RobustnessTableHook')]
-# Masks that close before references are in place would stay closed.
+# At the full rate masks close before references are of use, and stay closed.
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'estimators': dict(lr_mult=0.02)})
+    paramwise_cfg=dict(custom_keys={'estimators': dict(lr_mult=0.1)})
 )

@@ -1,6 +1,5 @@
 """SSEN: super-resolution with references (CVPR 2020)."""
 
-from .alignment import AlignmentLoss
 from .bicubic import Bicubic
 from .datasets import CUFED5Dataset, CUFEDDataset, ReferencePairDataset
 from .extractor import SSEN
@@ -22,7 +21,6 @@ from .views import MovedReference
 __all__ = [
     'RCAN',
     'SSEN',
-    'AlignmentLoss',
     'Bicubic',
     'CUFED5Dataset',
     'CUFEDDataset',

@@ -132,15 +132,14 @@ class RefSREditor(SRGAN):
             published 1e-6, over the mean.
         perceptual_loss (dict, optional): mmagic's PerceptualLoss. Defaults to
             None.
-        alignment_loss (dict, optional): :class:`AlignmentLoss` of samples with
-            a ``ref_matrix``, as :class:`MovedReference` makes them; in the
-            first stage. Defaults to None.
         gp_loss (dict, optional): Penalty of the critic's gradients, mmagic's
             GradientPenaltyLoss, for WGAN-GP. Defaults to None.
         train_cfg (dict, optional): ``disc_steps``: the generator learns every
             so many steps; ``disc_init_steps``: from which one on;
-            ``disc_repeat``: steps of the discriminator in each. Defaults to
-            None, 1, 0 and 1.
+            ``disc_repeat``: steps of the discriminator in each;
+            ``drop_reference``: probability with which a batch is trained
+            without its references, so that the network does as well when there
+            are none. Defaults to None, 1, 0, 1 and 0.
         test_cfg (dict, optional): ``tile``: pixels of the low-resolution image
             across that are reconstructed at once, see
             :mod:`mmplugins.ssen.tiling`. Defaults to None, all.
@@ -160,7 +159,6 @@ class RefSREditor(SRGAN):
         gan_loss: OptConfigType = None,
         pixel_loss: OptConfigType = None,
         perceptual_loss: OptConfigType = None,
-        alignment_loss: OptConfigType = None,
         gp_loss: OptConfigType = None,
         train_cfg: OptConfigType = None,
         test_cfg: OptConfigType = None,
@@ -189,9 +187,12 @@ class RefSREditor(SRGAN):
             data_preprocessor=data_preprocessor
             or dict(type='mmplugins.RefSRDataPreprocessor'),
         )
-        self.alignment_loss = (
-            MODELS.build(alignment_loss) if alignment_loss else None
-        )
+        self.drop_reference = (train_cfg or {}).get('drop_reference', 0.0)
+        if not 0 <= self.drop_reference <= 1:
+            raise ValueError(
+                'drop_reference of RefSREditor must be in [0, 1], got '
+                f'{self.drop_reference}'
+            )
         self.gp_loss = MMAGIC_MODELS.build(gp_loss) if gp_loss else None
         self.tile = (test_cfg or {}).get('tile')
         check_tile(self.tile)
@@ -243,10 +244,8 @@ class RefSREditor(SRGAN):
             )
         if mode == 'loss':
             truth = self.extract_gt_data(data_samples)
-            if self.alignment_loss is None:
-                outputs = self.forward_train(inputs, data_samples)
-                return self._reconstruction_losses(outputs, truth)
-            return self._aligned_losses(inputs, data_samples, truth)
+            outputs = self.forward_train(inputs, data_samples)
+            return self._reconstruction_losses(outputs, truth)
         raise ValueError(
             "mode of RefSREditor must be 'tensor', 'predict' or 'loss', got "
             f'{mode!r}'
@@ -263,13 +262,16 @@ class RefSREditor(SRGAN):
         Args:
             inputs (Tensor | dict): As of :meth:`forward`.
             data_samples (DataSample, optional): Not used. Defaults to None.
-            training (bool): Whether for a loss: never in tiles. Defaults to
-                False.
+            training (bool): Whether for a loss: never in tiles, and now and
+                then without references. Defaults to False.
 
         Returns:
             Tensor: Upscaled images, (B, 3, s h, s w).
         """
         image, references = split_inputs(inputs)
+        drop = self.drop_reference if training else 0.0
+        if drop and torch.rand(()) < drop:
+            references = None
         tile = None if training or self.training else self.tile
         generator = self.generator
         if tile is not None and is_model_wrapper(generator):
@@ -306,11 +308,6 @@ class RefSREditor(SRGAN):
                 f'{sorted(given) if several else type(optim_wrapper).__name__}'
             )
         if several:
-            if self.alignment_loss is not None:
-                raise ValueError(
-                    'alignment_loss of RefSREditor is for the first stage, '
-                    'with one optim_wrapper for all'
-                )
             return super().train_step(data, optim_wrapper)
         return BaseModel.train_step(self, data, optim_wrapper)
 
@@ -381,31 +378,6 @@ class RefSREditor(SRGAN):
         loss, log_vars = self.parse_losses(losses)
         wrapper.update_params(loss)
         return log_vars
-
-    def _aligned_losses(
-        self, inputs: Inputs, data_samples: DataSample, truth: Tensor
-    ) -> dict[str, Tensor]:
-        """Losses of the reconstruction and of where it looks."""
-        image, references = split_inputs(inputs)
-        if references is None or 'ref_matrix' not in data_samples:
-            raise ValueError(
-                'alignment_loss of RefSREditor needs samples with references '
-                "that MovedReference made and data_keys=['ref_matrix'] packed"
-            )
-        outputs, aux = self.generator(image, references, return_aux=True)
-        if not aux or not aux[0]:
-            raise ValueError(
-                'alignment_loss of RefSREditor needs a generator that aligns '
-                'references in one layer or more'
-            )
-        losses = self._reconstruction_losses(outputs, truth)
-        # PackInputs takes it for an image of one channel.
-        matrix = data_samples.ref_matrix.view(-1, 2, 3).to(image.device)
-        height, shown = outputs.shape[-2], image.shape[-2]
-        losses['loss_align'] = self.alignment_loss(
-            aux[0], matrix, height // shown
-        )
-        return losses
 
     def _reconstruction_losses(
         self, outputs: Tensor, truth: Tensor

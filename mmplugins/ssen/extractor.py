@@ -10,9 +10,7 @@ from mmplugins.ops.deform_conv import ModulatedDeformConv2d
 from mmplugins.registry import MODELS
 from mmplugins.typing import OptConfigType, OptMultiConfig
 
-from .alignment import follow, read_at
 from .offsets import Sampling, check_maps, is_pretrained
-from .search import LocalSearch
 
 # Stacks deeper than three are said to be hard to train.
 MAX_LAYERS = 5
@@ -26,8 +24,8 @@ class SSEN(BaseModule):
     result of the one before and has an estimator of its own that compares this
     with the input: alignment proceeds from layer to layer, without skips and
     activations between them. The masks weigh down what does not belong, so
-    that an unrelated reference does no harm. At the start, without a search,
-    the output is the reference itself.
+    that an unrelated reference does no harm. At the start, the output is the
+    reference itself.
 
     Args:
         mid_channels (int): Channels C. Defaults to 64.
@@ -40,11 +38,6 @@ class SSEN(BaseModule):
             ``'concat'``.
         offsets (dict, optional): Further arguments of the estimators, or
             another ``type``. Defaults to None.
-        search_radius (int, optional): Let each layer also compare the maps
-            explicitly, :class:`LocalSearch`, from coarse to fine: the last one
-            at every pixel, each before it at half the resolution of the next,
-            up to so many cells away; what it finds is added to all offsets.
-            Defaults to None, as published.
         backend (str): As in
             :func:`mmplugins.ops.deform_conv.modulated_deform_conv2d`. Defaults
             to ``'auto'``.
@@ -62,7 +55,6 @@ class SSEN(BaseModule):
         deform_groups: int = 1,
         skip: str = 'concat',
         offsets: OptConfigType = None,
-        search_radius: int | None = None,
         backend: str = 'auto',
         init_cfg: OptMultiConfig = None,
     ) -> None:
@@ -84,12 +76,6 @@ class SSEN(BaseModule):
         self.estimators = ModuleList(
             MODELS.build(dict(cfg)) for _ in range(num_layers)
         )
-        self.searches = None
-        if search_radius is not None and num_layers:
-            self.searches = ModuleList(
-                LocalSearch(mid_channels, 2**layer, search_radius)
-                for layer in reversed(range(num_layers))
-            )
         self.convs = nn.ModuleList(
             ModulatedDeformConv2d(
                 mid_channels,
@@ -117,11 +103,7 @@ class SSEN(BaseModule):
             nn.init.dirac_(conv.weight)
 
     def forward(
-        self,
-        feat: Tensor,
-        ref_feat: Tensor,
-        return_aux: bool = False,
-        guide: Tensor | None = None,
+        self, feat: Tensor, ref_feat: Tensor, return_aux: bool = False
     ) -> Tensor | tuple[Tensor, list[Sampling]]:
         """Align the reference.
 
@@ -130,9 +112,6 @@ class SSEN(BaseModule):
             ref_feat (Tensor): Map of the reference, (B, C, H, W).
             return_aux (bool): Return the offsets and masks of each layer as
                 well. Defaults to False.
-            guide (Tensor, optional): What the search compares with ``feat``
-                instead of ``ref_feat``, such as the map of the reference as
-                small as the input, (B, C, H, W). Defaults to None.
 
         Returns:
             Tensor | tuple[Tensor, list[Sampling]]: Aligned map, (B, C, H, W),
@@ -143,16 +122,9 @@ class SSEN(BaseModule):
             ValueError: If the maps do not fit.
         """
         check_maps('SSEN', self.mid_channels, feat, ref_feat)
-        guide = ref_feat if guide is None else guide
-        aux: list[Sampling] = []
-        total = None  # displacement so far
-        for layer, conv in enumerate(self.convs):
-            offset, mask = self.estimators[layer](feat, ref_feat)
-            if self.searches is not None:
-                seen = guide if total is None else read_at(guide, total)
-                found = self.searches[layer](feat, seen)
-                offset = offset + found.repeat(1, offset.shape[1] // 2, 1, 1)
-                total = follow(offset, total)
-            ref_feat = conv(ref_feat, offset, mask)
-            aux.append(Sampling(offset, mask))
+        aux = []
+        for estimator, conv in zip(self.estimators, self.convs):
+            sampling = estimator(feat, ref_feat)
+            ref_feat = conv(ref_feat, *sampling)
+            aux.append(sampling)
         return (ref_feat, aux) if return_aux else ref_feat

@@ -20,7 +20,12 @@ from mmplugins.typing import OptConfigType, OptMultiConfig
 from .blocks import ResidualBlock, ResidualTrunk, init_linear
 from .offsets import Sampling
 from .rcan import DIV2K_MEAN, RCANTrunk, Upsampler
-from .references import ReferenceStem, blend_references, fit_reference
+from .references import (
+    ReferenceStem,
+    blend_references,
+    fit_reference,
+    move_reference,
+)
 
 TRUNKS = ('residual', 'rcan')
 
@@ -33,6 +38,7 @@ class SSENNet(BaseModule):
     strided stem of its own; :class:`~mmplugins.ssen.SSEN` aligns its map,
     which is joined to that of the image before the trunk. The trunk's long
     skip adds the image's map. Without a reference, the image is its own.
+    Beyond the paper, a ``search`` may move the reference to the image first.
 
     Args:
         in_channels (int): Channels of the images. Defaults to 3.
@@ -53,6 +59,11 @@ class SSENNet(BaseModule):
         align (dict, optional): Further arguments of the
             :class:`~mmplugins.ssen.SSEN`, or another ``type``. Defaults to
             None.
+        search (dict, optional): Arguments of a
+            :class:`~mmplugins.ssen.LocalSearch`, or another ``type``, that
+            finds where the reference shows what the image does; it is read
+            there, pixel by pixel, before its stem. Defaults to None, none, as
+            published.
         reference (bool | str): True for references, and the image itself
             without one; ``'self'`` for the image itself only, then there is no
             stem for references; False for neither, the plain network to
@@ -80,6 +91,7 @@ class SSENNet(BaseModule):
         deform_groups: int = 1,
         num_groups: int = 10,
         align: OptConfigType = None,
+        search: OptConfigType = None,
         reference: bool | str = True,
         mean: Sequence[float] | None = None,
         init_cfg: OptMultiConfig = None,
@@ -118,7 +130,7 @@ class SSENNet(BaseModule):
         self.extractor = ModuleList(
             ResidualBlock(mid_channels) for _ in range(num_extract_blocks)
         )
-        self.ref_stem = self.ssen = self.fusion = None
+        self.ref_stem = self.search = self.ssen = self.fusion = None
         if reference:
             cfg = dict(
                 type='mmplugins.SSEN',
@@ -135,6 +147,9 @@ class SSENNet(BaseModule):
             self.ref_stem = ReferenceStem(
                 in_channels, mid_channels, upscale_factor
             )
+            if search is not None:
+                cfg = dict(type='mmplugins.LocalSearch')
+                self.search = MODELS.build({**cfg, **search})
         if trunk == 'residual':
             self.trunk = ResidualTrunk(mid_channels, num_blocks)
         else:
@@ -179,13 +194,44 @@ class SSENNet(BaseModule):
         self._check_images('images', lr)
         return self._extract(self.stem(lr - self.mean))
 
-    def extract_reference(self, ref: Tensor, size: Sequence[int]) -> Tensor:
-        """Map of a reference, once for all images of a size.
+    def find_reference(self, feat: Tensor, ref: Tensor) -> Tensor | None:
+        """Where a reference shows what the image does, by the search.
+
+        Image and reference, made as small, pass the same layers, so that what
+        is alike in them is alike before any training.
+
+        Args:
+            feat (Tensor): Map of the image, (B, C, h, w).
+            ref (Tensor): As of :meth:`extract_reference`.
+
+        Returns:
+            Tensor | None: Displacement (dy, dx) in pixels of the maps,
+            (B, 2, h, w), without gradients; None without a search.
+        """
+        if self.search is None:
+            return None
+        with torch.no_grad():
+            size = feat.shape[-2:]
+            dtype = torch.promote_types(ref.dtype, torch.float32)
+            small = F.interpolate(
+                self._fit(ref, size).to(dtype),
+                size,
+                mode='bicubic',
+                antialias=True,
+            )
+            return self.search(feat, self.extract(small.to(ref.dtype)))
+
+    def extract_reference(
+        self, ref: Tensor, size: Sequence[int], shift: Tensor | None = None
+    ) -> Tensor:
+        """Map of a reference.
 
         Args:
             ref (Tensor): RGB in [0, 1] of any size, (B, 3, H, W); what does
                 not fit, see :func:`fit_reference`.
             size (Sequence[int]): Rows h and columns w of the small image.
+            shift (Tensor, optional): Where it is read, as of
+                :meth:`find_reference`. Defaults to None, as it lies.
 
         Returns:
             Tensor: (B, C, h, w).
@@ -200,37 +246,16 @@ class SSENNet(BaseModule):
                 'references'
             )
         self._check_images('references', ref)
-        ref = fit_reference(ref, [self.upscale_factor * n for n in size])
+        ref = self._fit(ref, size)
+        if shift is not None:
+            ref = move_reference(ref, shift)
         return self._extract(self.ref_stem(ref - self.mean))
-
-    def extract_guide(self, ref: Tensor, size: Sequence[int]) -> Tensor | None:
-        """Map of a reference as small as the image, for an explicit search.
-
-        Image and guide pass the same layers, so that what is alike in them is
-        alike before any training.
-
-        Args:
-            ref (Tensor): As of :meth:`extract_reference`.
-            size (Sequence[int]): As there.
-
-        Returns:
-            Tensor | None: (B, C, h, w); None without ``search_radius``.
-        """
-        if not getattr(self.ssen, 'searches', None):
-            return None
-        ref = fit_reference(ref, [self.upscale_factor * n for n in size])
-        dtype = torch.promote_types(ref.dtype, torch.float32)
-        small = F.interpolate(
-            ref.to(dtype), tuple(size), mode='bicubic', antialias=True
-        )
-        return self.extract(small.to(ref.dtype))
 
     def align(
         self,
         feat: Tensor,
         ref_feats: Tensor | Sequence[Tensor] | None = None,
         return_aux: bool = False,
-        guides: Sequence[Tensor | None] | None = None,
     ) -> Tensor | tuple[Tensor, list[list[Sampling]]]:
         """Join what the references have to add.
 
@@ -240,8 +265,6 @@ class SSENNet(BaseModule):
                 references, each (B, C, h, w). Defaults to None, the image's.
             return_aux (bool): Return offsets and masks as well. Defaults to
                 False.
-            guides (Sequence[Tensor | None], optional): Of each reference what
-                :meth:`extract_guide` gives. Defaults to None, none.
 
         Returns:
             Tensor | tuple: Joint map, (B, C, h, w), and with ``return_aux``
@@ -254,11 +277,8 @@ class SSENNet(BaseModule):
             ref_feats = [ref_feats]
         ref_feats = ref_feats or [feat]
         aligned, aux = [], []
-        for ref_feat, guide in zip(
-            ref_feats, guides or [None] * len(ref_feats)
-        ):
-            extra = {} if guide is None else dict(guide=guide)
-            out = self.ssen(feat, ref_feat, return_aux, **extra)
+        for ref_feat in ref_feats:
+            out = self.ssen(feat, ref_feat, return_aux)
             if return_aux:
                 out, samplings = out
                 aux.append(samplings)
@@ -349,10 +369,17 @@ class SSENNet(BaseModule):
                     f'SSENNet needs a reference for each of {len(lr)} images, '
                     f'got {len(each)}'
                 )
-        size = lr.shape[-2:]
-        ref_feats = [self.extract_reference(each, size) for each in refs]
-        guides = [self.extract_guide(each, size) for each in refs]
-        return feat, *self.align(feat, ref_feats or None, True, guides or None)
+        shifts = [self.find_reference(feat, each) for each in refs]
+        ref_feats = [
+            self.extract_reference(each, lr.shape[-2:], shift)
+            for each, shift in zip(refs, shifts)
+        ]
+        fused, aux = self.align(feat, ref_feats or None, True)
+        if self.search is not None:
+            # What is found before the layers is one more, of a single tap.
+            moves = [Sampling(x, torch.ones_like(x[:, :1])) for x in shifts]
+            aux = [[move, *each] for move, each in zip(moves, aux)] or aux
+        return feat, fused, aux
 
     def forward(
         self,
@@ -386,6 +413,9 @@ class SSENNet(BaseModule):
         for block in self.extractor:
             x = block(x)
         return x
+
+    def _fit(self, ref: Tensor, size: Sequence[int]) -> Tensor:
+        return fit_reference(ref, [self.upscale_factor * n for n in size])
 
     def _check_images(self, what: str, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:

@@ -1,7 +1,8 @@
 """References: of any size to the network's maps, and several to one.
 
 B batch, K channels of images, C of maps, R references, h x w small image, s
-scale. Images are in [0, 1]; maps have the small image's resolution.
+scale. Images are in [0, 1]; maps have the small image's resolution: cell i is
+centred on s i + (s - 1) / 2 of the reference, like pixels of a resized image.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .blocks import init_linear
 from .rcan import SHUFFLES
+from .search import read_at
 
 
 class ReferenceStem(BaseModule):
@@ -26,12 +28,12 @@ class ReferenceStem(BaseModule):
 
     def __init__(self, in_channels: int, channels: int, scale: int) -> None:
         super().__init__()
-        # Of stride three, a cell is its own three pixels, without a border.
+        # Kernels of 3x3 and stride 2 would be centred on every second pixel.
         self.convs = ModuleList(
             nn.Conv2d(
                 channels if k else in_channels,
                 channels,
-                3,
+                4 if factor == 2 else 3,
                 stride=factor,
                 padding=1 if factor == 2 else 0,
             )
@@ -84,6 +86,22 @@ def fit_reference(ref: Tensor, size: Sequence[int]) -> Tensor:
     if any(missing):
         ref = F.pad(ref, (0, missing[1], 0, missing[0]), mode='replicate')
     return ref
+
+
+def move_reference(ref: Tensor, shift: Tensor) -> Tensor:
+    """Read a reference where it shows what the image does.
+
+    Args:
+        ref (Tensor): Images, (B, K, s h, s w).
+        shift (Tensor): Displacement (dy, dx) in pixels of the maps,
+            (B, 2, h, w).
+
+    Returns:
+        Tensor: (B, K, s h, s w), bilinear, the border repeated.
+    """
+    scale = ref.shape[-1] / shift.shape[-1]
+    shift = scale * F.interpolate(shift, ref.shape[-2:], mode='bilinear')
+    return read_at(ref, shift).to(ref.dtype)
 
 
 def blend_references(feat: Tensor, aligned: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""References of which it is known where they show what.
+"""References made of photographs: moved views of them.
 
 Images (H, W, 3) uint8. Points are (x, y) in pixels, (0, 0) the centre of the
 top left one. A matrix (2, 3) takes a point of the target to that of the view.
@@ -70,14 +70,11 @@ def sample_view(
 class MovedReference(BaseTransform):
     """Cut a target, and take a moved view of the photograph as its reference.
 
-    It is then known where the reference shows what, from which
-    :class:`~mmplugins.ssen.AlignmentLoss` learns. A sample that has a
-    reference may keep it; nothing is then known. Transforms behind this one
-    must neither turn nor cut what it made.
+    So any photographs train a network, see :func:`sample_view`. A sample that
+    has a reference may keep it, and its target, whole.
 
     Required keys: ``gt``. Modified keys: ``gt``. Added or overwritten keys:
-    ``ref`` and what goes with it; ``ref_matrix``, (2, 3) float32, from a point
-    (x, y) of the target to that of the reference, NaN where it is not known.
+    ``ref`` and what goes with it.
 
     Args:
         size (int | tuple[int, int]): Height and width in pixels. Defaults to
@@ -123,7 +120,7 @@ class MovedReference(BaseTransform):
             results (dict): Result dict with a target.
 
         Returns:
-            dict: The same with a reference and its matrix.
+            dict: The same with a reference.
         """
         gt = results['gt']
         if any(n < m for n, m in zip(gt.shape, self.size)):
@@ -134,9 +131,8 @@ class MovedReference(BaseTransform):
             )
         seed, moves = self._draw()
         if 'ref' in results and not moves:
-            results['ref_matrix'] = np.full((2, 3), np.nan, np.float32)
             return results
-        gt, ref, matrix = sample_view(
+        gt, ref, _ = sample_view(
             np.random.default_rng(seed),
             gt,
             self.size,
@@ -145,7 +141,6 @@ class MovedReference(BaseTransform):
             self.shift,
         )
         results['gt'], results['ref'] = np.ascontiguousarray(gt), ref
-        results['ref_matrix'] = matrix.astype(np.float32)
         results['ref_path'] = results.get('gt_path')
         results['reference'] = 'moved'
         results['ori_ref_shape'] = ref.shape

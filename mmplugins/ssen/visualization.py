@@ -248,11 +248,7 @@ def alignment_sheet(
             sheet[-1] += [None] * (_COLUMNS - 1)
             continue
         points, weights = trace_samples(aux, point)
-        # Convolutions of stride 2 have their cells centred on every s-th
-        # pixel, not between pixels as those of a resized image.
-        stride = reference.shape[-1] // W
-        spots = points * stride + (1 if stride == 3 else 0)
-        spots = (spots + 0.5) * (rows / reference.shape[-2]) - 0.5
+        spots = (points + 0.5) * (rows / H) - 0.5
         flow = displacement(aux)
         length = flow.norm(dim=0).max().item()
         passed = relevance_maps(aux).mean(0)

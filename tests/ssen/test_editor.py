@@ -339,6 +339,27 @@ class TestReconstruction:
         ]
         assert losses[-1] < 0.5 * losses[0]
 
+    def test_some_batches_are_trained_without_references(self):
+        torch.manual_seed(0)
+        model = build(train_cfg=dict(drop_reference=0.25))
+        data = model.data_preprocessor(
+            batch(*(packed(**x) for x in photos(count=2))), training=True
+        )
+        seen = []
+        forward = model.generator.forward
+        model.generator.forward = lambda lr, ref=None: (
+            seen.append(ref is not None) or forward(lr, ref)
+        )
+        for _ in range(60):
+            model(**data, mode='loss')
+        assert 35 <= sum(seen) <= 55  # 45 are expected
+        seen.clear()
+        for _ in range(20):
+            model(**data, mode='tensor')
+        assert all(seen)
+        with pytest.raises(ValueError, match='drop_reference of RefSREditor'):
+            build(train_cfg=dict(drop_reference=2))
+
     def test_half_precision_has_a_loss_in_float32(self):
         """Where image and truth agree, half precision has no gradient."""
         from mmplugins.optim import BFloat16OptimWrapper

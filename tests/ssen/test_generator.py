@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_all_parameters_get_gradients
 from mmengine.registry import MODELS
+from skimage import data
 from torch import nn
 
 from mmplugins.ssen import SSENNet
@@ -138,6 +139,33 @@ def test_a_reference_matters_where_it_is():
 
 
 @torch.no_grad()
+def test_a_search_moves_references_to_the_image():
+    """What it finds is told as one more layer, of a single tap."""
+    net = SSENNet(mid_channels=16, num_blocks=1, num_layers=1, search=dict())
+    photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255
+    target, other = photo[..., :192, 64:256], photo[..., 16:208, 40:232]
+    lr = F.interpolate(target, (48, 48), mode='bicubic', antialias=True)
+    with torch.no_grad():
+        net.fusion.weight[:, 16:].mul_(10)  # begins with a tenth
+        wanted, _ = net(lr, target, return_aux=True)
+        found, aux = net(lr, other, return_aux=True)
+        net.search = None
+        plain, plain_aux = net(lr, other, return_aux=True)
+    assert [len(aux[0]), len(plain_aux[0])] == [2, 1]
+    offset, mask = aux[0][0]
+    assert (mask == 1).all()
+    inner = offset[0, :, 8:40, 8:40]  # target(p) is at p + (-16, 24)
+    middle = inner.flatten(1).median(1).values
+    torch.testing.assert_close(
+        middle, torch.tensor([-4.0, 6.0]), atol=0.1, rtol=0
+    )
+    near, far = (
+        (x - wanted)[..., 32:160, 32:160].abs().median()
+        for x in (found, plain)
+    )
+    assert near < 0.2 * far
+
+
 def test_the_order_of_references_does_not_matter():
     model = stirred()
     lr, refs = image(7, 9), [image(28, 36), image(11, 50), image(60, 8)]
@@ -281,7 +309,8 @@ def test_the_published_size():
     with torch.device('meta'):
         model = SSENNet()
     conv = 64 * 64 * 9 + 64
-    stems = (3 * 64 * 9 + 64) * 2 + conv
+    # Behind the image's 3x3 kernels the reference's two of 4x4.
+    stems = 3 * 64 * (9 + 16) + 64 * 64 * 16 + 3 * 64
     fusion = 128 * 64 + 64
     upsampler = 2 * (64 * 256 * 9 + 256) + 64 * 3 * 9 + 3
     wanted = stems + (5 + 16) * 2 * conv + conv + fusion + upsampler

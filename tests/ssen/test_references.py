@@ -10,6 +10,7 @@ from mmplugins.ssen.references import (
     ReferenceStem,
     blend_references,
     fit_reference,
+    move_reference,
 )
 
 
@@ -31,6 +32,24 @@ def test_the_stem_keeps_places(scale):
     out = stem(x)
     assert out.shape == (1, 4, 5, 6)
     assert out[0, 0].argmax().item() == 2 * 6 + 4
+    # A symmetric kernel has of a ramp the value at its centre.
+    ramp = torch.arange(10.0 * scale).double().expand(1, 1, 6 * scale, -1)
+    inner = (stem(ramp) / stem(torch.ones_like(ramp)))[0, 0, 2, 2:-2]
+    wanted = scale * torch.arange(2, 8).double() + (scale - 1) / 2
+    torch.testing.assert_close(inner, wanted)
+
+
+def test_a_reference_is_read_where_it_shows_the_image():
+    """Moved by whole cells: the same pixels; the border is repeated."""
+    ref = image(12, 20)
+    shift = torch.tensor([1.0, -2.0]).double().view(1, 2, 1, 1)
+    out = move_reference(ref, shift.expand(2, 2, 3, 5))
+    torch.testing.assert_close(out[..., :8, 8:], ref[..., 4:, :12])
+    border = ref[..., 4:, :1].expand(-1, -1, -1, 8)
+    torch.testing.assert_close(out[..., :8, :8], border)
+    assert move_reference(ref.bfloat16(), shift.expand(2, 2, 3, 5)).dtype == (
+        torch.bfloat16
+    )
 
 
 def test_references_are_blended_by_likeness():

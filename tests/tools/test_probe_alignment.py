@@ -15,7 +15,7 @@ model = dict(
     type='mmplugins.RefSREditor',
     generator=dict(
         type='mmplugins.SSENNet', mid_channels=16, num_blocks=1,
-        num_extract_blocks=1, align=dict(search_radius=4),
+        num_extract_blocks=1, search=dict(type='mmplugins.LocalSearch'),
     ),
 )
 """
@@ -23,7 +23,7 @@ model = dict(
 
 @pytest.fixture
 def pair(tmp_path, in_scope):
-    """Smooth photographs sixteen pixels apart, a config and sharp weights."""
+    """Smooth photographs sixteen pixels apart, a config and weights."""
     rng = np.random.default_rng(0)
     wide = cv2.GaussianBlur(rng.random((96, 176, 3)), (0, 0), 3)
     wide = (255 * (wide - wide.min()) / np.ptp(wide)).astype(np.uint8)
@@ -36,8 +36,6 @@ def pair(tmp_path, in_scope):
     with in_scope('mmagic'):
         torch.manual_seed(0)
         model = MODELS.build(Config.fromfile(tmp_path / 'config.py').model)
-    for search in model.generator.ssen.searches:
-        search.sharpness.data.fill_(6.0)
     torch.save(model.state_dict(), tmp_path / 'model.pth')
     return tmp_path
 
@@ -53,8 +51,9 @@ def test_a_search_is_nearer_than_none(pair, monkeypatch, capsys):
     out = pair / 'out/figures.json'
     run(pair, monkeypatch, '--within', '1', '16', '--metrics', str(out))
     figures = json.loads(out.read_text())
-    assert [*figures] == ['none', 'layer 1', 'layer 2', 'layer 3']
+    assert [*figures] == ['none', 'search', 'layer 1', 'layer 2', 'layer 3']
     none, last = figures['none'], figures['layer 3']
+    assert figures['search'] == last  # layers begin with the regular grid
     assert none['mean'] == none['median'] == 16
     assert (none['within 1 px, %'], none['within 16 px, %']) == (0, 100)
     assert last['median'] < 0.1
@@ -91,8 +90,6 @@ def test_one_line_says_what_is_wrong(pair, monkeypatch):
     with pytest.raises(SystemExit, match='is no .npy file'):
         run(pair, monkeypatch)
     text = CONFIG.replace('mid_channels', 'reference=False, mid_channels')
-    (pair / 'config.py').write_text(
-        text.replace(', align=dict(search_radius=4)', '')
-    )
+    (pair / 'config.py').write_text(text)
     with pytest.raises(SystemExit, match='error: '):
         run(pair, monkeypatch)

@@ -33,23 +33,14 @@ crop = [
         backend='pillow',
     ),
     dict(type='mmplugins.FitReference'),
-    dict(
-        type='PackInputs',
-        keys=['img', 'ref'],
-        data_keys=['ref_matrix'],
-        meta_keys=meta_keys,
-    ),
+    dict(type='PackInputs', keys=['img', 'ref'], meta_keys=meta_keys),
 ]
 train_pipeline = [
     *load,
     dict(type='mmplugins.MovedReference', size=128, prob=0.5, shift=0.3),
     *crop,
 ]
-unrelated_pipeline = [
-    *load,
-    dict(type='mmplugins.MovedReference', size=128, prob=0.0),
-    *crop,
-]
+unrelated_pipeline = [*load, *crop]
 videos = dict(
     type='mmplugins.ReferencePairDataset',
     data_root=data_root + 'davis/',
