@@ -381,24 +381,27 @@ class CRM(BaseRefiner):
             cell of it that the map begins at.
         """
         extent = image.shape[-2:]
-        if self.tile is None or max(extent) <= self.tile:
+        halo = 0
+        if self.tile is not None and max(extent) > self.tile:
+            radius, strides = self.backbone.reach()
+            first, largest = strides[0], max(strides)
+            # Beyond it: one cell of each level to interpolate, one of the
+            # first for the 3x3 convolution; and what align_corners displaces.
+            corners = 2 if self.decode_head.align_corners else 1
+            halo = radius + first + corners * largest
+        # Nothing surrounds a tile at the border, which may be wider for it.
+        inner = [n - 2 * halo for n in extent]
+        if self.tile is None or max(inner) <= self.tile:
             feats = self.encode(image, mask)
             yield Window(0, 0, *size), feats, feats.shape[-2:], (0, 0)
             return
-        radius, strides = self.backbone.reach()
-        first, largest = strides[0], max(strides)
-        # Beyond it: one cell of each level to interpolate, one of the first
-        # for the 3x3 convolution; and what align_corners displaces.
-        halo = (
-            radius
-            + first
-            + (2 if self.decode_head.align_corners else 1) * (largest)
-        )
         grids = [[ceil(n / s) for n in extent] for s in strides]
         parts = []
-        for n, cells, targets in zip(extent, grids[0], size):
-            count = min(ceil(n / self.tile), targets)
-            edges = [targets * k // count for k in range(count + 1)]
+        for n, rest, cells, targets in zip(extent, inner, grids[0], size):
+            count = max(1, ceil(rest / self.tile))
+            cuts = [halo + rest * k / count for k in range(1, count)]
+            edges = {0, *(int(targets * cut / n) for cut in cuts), targets}
+            edges = sorted(edges)
             spans = []
             for start, stop in pairwise(edges):
                 index = neighbours(cells, targets, start, stop).index

@@ -154,11 +154,14 @@ def test_tiles_of_a_resnet_are_the_whole():
     )
     model = model.double().eval()
     nn.init.normal_(model.backbone.net.conv1.mask_weight)
-    image, mask = pair(40, 330)
+    image, mask = pair(40, 500)
     whole = model.refine(image, mask, [1.0])
+    seen = []
+    model.backbone.register_forward_hook(lambda *_: seen.append(1))
     model.tile = 100
     out = model.refine(image, mask, [1.0])
     torch.testing.assert_close(out, whole, rtol=0, atol=1e-10)
+    assert len(seen) > 2
 
 
 def test_a_backbone_that_pools_needs_no_tiles():
