@@ -5,6 +5,7 @@ that share offsets. Offsets are in pixels of the map, (dy, dx) of each tap,
 taps row by row, group by group.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -164,12 +165,13 @@ class DynamicOffsetEstimator(BaseModule):
             ValueError: If the maps do not fit.
         """
         check_maps('DynamicOffsetEstimator', self.mid_channels, feat, ref_feat)
-        x = torch.cat([feat, ref_feat], 1)
         sizes, downs = [], []
+        x = (feat, ref_feat)
         for conv in self.down:
-            sizes.append(x.shape[-2:])
-            x = self._activate(conv(x))
-            downs.append(x)
+            sizes.append(x[0].shape[-2:])
+            x = (self._activate(_conv_parts(conv, x)),)
+            downs.append(x[0])
+        x = x[0]
         for attend, up in zip(self.attend, self.up):
             x = _attend(attend, x)
             skip = downs.pop()
@@ -188,6 +190,17 @@ class DynamicOffsetEstimator(BaseModule):
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.leaky, inplace=True)
+
+
+def _conv_parts(conv: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
+    """Convolution of maps beside each other, without putting them there."""
+    weights = conv.weight.split([x.shape[1] for x in parts], 1)
+    out = None
+    for x, weight in zip(parts, weights):
+        bias = conv.bias if out is None else None
+        new = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+        out = new if out is None else out.add_(new)
+    return out
 
 
 def _attend(attend: nn.Module, x: Tensor) -> Tensor:
