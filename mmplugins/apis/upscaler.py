@@ -160,13 +160,10 @@ class ReferenceUpscaler:
         if point is not None:
             check_point(point, small.shape[-2:])
         aux = self._align(small, others)
-        shown = [small]
-        if others is not None:
-            shown = [fit_reference(x, result.shape[:2]) for x in others]
         return alignment_sheet(
             small[0],
             _tensor(as_image(result, channel_order), 'cpu')[0],
-            [(x[0], layers) for x, layers in zip(shown, aux)],
+            [(x[0], layers) for x, layers in zip(others or [small], aux)],
             point=point,
             size=size,
         )
@@ -211,7 +208,7 @@ class ReferenceUpscaler:
         references: Image | Sequence[Image],
         channel_order: str,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Image and references, each (1, 3, H, W), or None."""
+        """Image, and references that fit, each (1, 3, H, W), or None."""
         if isinstance(references, (str, np.ndarray)):
             references = [references]
         if len(references) and not self.takes_references:
@@ -220,10 +217,13 @@ class ReferenceUpscaler:
                 f'references, got {len(references)}'
             )
         device = next(self.generator.parameters()).device
-        small, *others = (
-            _tensor(as_image(x, channel_order), device)
-            for x in (image, *references)
-        )
+        small = _tensor(as_image(image, channel_order), device)
+        size = [self.scale * n for n in small.shape[-2:]]
+        # One after the other, for before they fit they may be large.
+        others = [
+            fit_reference(_tensor(as_image(x, channel_order), device), size)
+            for x in references
+        ]
         return small, others or None
 
 
