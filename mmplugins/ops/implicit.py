@@ -12,7 +12,8 @@ answers are blended by the areas opposite to them (Chen et al., LIIF,
 arXiv 2012.09161, section 3; Shen et al., CRM, arXiv 2111.14482, section 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,9 @@ _CHUNK = 16384
 # On other devices, where one large product is better than many.
 _CHUNK_DEVICE = 1 << 19
 
-BACKENDS = ('auto', 'reference', 'torch')
+BACKENDS = ('auto', 'reference', 'torch', 'triton')
+# Looked for, not imported.
+_HAS_TRITON = find_spec('triton') is not None
 
 
 class Window(NamedTuple):
@@ -104,6 +107,8 @@ def local_ensemble(
     between its layers there are ReLUs. ``'torch'`` applies the first layer to
     the codes themselves, where it is linear, and never builds the input:
     offsets and coordinates of a row or a column are one vector each.
+    ``'triton'`` does all that follows in one kernel, without hidden values in
+    memory; its gradients compute them again.
 
     Args:
         feats (Tensor): Codes, (B, C, h, w).
@@ -119,17 +124,19 @@ def local_ensemble(
             which ``feats`` are a part. Defaults to None, those of ``feats``.
         origin (Sequence[int]): Row and column of the whole map that ``feats``
             begin at. Defaults to (0, 0).
-        chunk (int, optional): Targets decoded at once. Defaults to None, what
-            suits the device.
-        backend (str): ``'torch'``, ``'reference'`` (the plain formula) or
-            ``'auto'``. Defaults to ``'auto'``.
+        chunk (int, optional): Targets decoded at once; with ``'triton'`` those
+            of a backward pass. Defaults to None, what suits the device.
+        backend (str): ``'torch'``, ``'reference'`` (the plain formula),
+            ``'triton'`` (``'torch'`` where layers are too wide or too many, or
+            in double precision) or ``'auto'``: ``'triton'`` on a GPU where it
+            works, else ``'torch'``. Defaults to ``'auto'``.
 
     Returns:
         Tensor: Blended answers, (B, K, H, W) or those of the window.
 
     Raises:
-        ValueError: If shapes do not fit, or the window needs codes that are
-            not there.
+        ValueError: If shapes do not fit, the window needs codes that are not
+            there, or the backend does not run on their device.
     """
     if backend not in BACKENDS:
         raise ValueError(
@@ -138,6 +145,7 @@ def local_ensemble(
         )
     inputs = 2 * (offset + coord + ratio)
     _check_layers(feats, layers, inputs)
+    decode = _decoder(backend, feats, layers)
     grid = tuple(grid or feats.shape[-2:])
     window = Window(*(window or (0, 0, *size)))
     for start, length, count in zip(window, window[2:], size):
@@ -146,32 +154,34 @@ def local_ensemble(
                 f'window of local_ensemble must lie inside of {tuple(size)} '
                 f'targets, got {tuple(window)}'
             )
-    rows, columns = (
-        neighbours(n, count, start, start + length)
-        for n, count, start, length in zip(grid, size, window, window[2:])
-    )
-    for axis, begin, count in zip(
-        (rows, columns), origin, feats.shape[-2:], strict=True
+    axes = []
+    for n, count, start, length, begin, given in zip(
+        grid, size, window, window[2:], origin, feats.shape[-2:]
     ):
-        first, last = axis.index[0, 0].item(), axis.index[1, -1].item()
-        if first < begin or last >= begin + count:
+        first = _nearest(n, count, start, -1)
+        last = _nearest(n, count, start + length - 1, 1)
+        if first < begin or last >= begin + given:
             raise ValueError(
                 f'window {tuple(window)} of local_ensemble needs codes '
                 f'{first} to {last}, given are {begin} to '
-                f'{begin + count - 1}'
+                f'{begin + given - 1}'
             )
-    rows, columns = (
-        axis._replace(index=axis.index - begin)
-        for axis, begin in zip((rows, columns), origin)
-    )
+        axis = neighbours(n, count, start, start + length)
+        axes.append(Neighbours(axis.index - begin, axis.offset, axis.coord))
     spec = _Spec(
         offset, coord, [2 * n / m for n, m in zip(grid, size)] * ratio
     )
     if chunk is None:
         chunk = _CHUNK if feats.device.type == 'cpu' else _CHUNK_DEVICE
     step = max(1, chunk // (len(feats) * window.width))
-    decode = _reference if backend == 'reference' else _factored
-    return decode(feats, rows, columns, layers, spec, step)
+    return decode(feats, *axes, layers, spec, step)
+
+
+def _nearest(num: int, num_targets: int, target: int, side: int) -> int:
+    """An index of :func:`neighbours`, without a look into a tensor."""
+    coord = (2 * target + 1) / num_targets - 1
+    asked = min(max(coord + side / num + _SHIFT, -1 + _SHIFT), 1 - _SHIFT)
+    return min(max(round(((asked + 1) * num - 1) / 2), 0), num - 1)
 
 
 class _Spec(NamedTuple):
@@ -198,6 +208,36 @@ def _check_layers(
             f'{feats.shape[1]} + {inputs} inputs, got weights '
             f'{[tuple(weight.shape) for weight, _ in layers]}'
         )
+
+
+def _decoder(
+    backend: str, feats: Tensor, layers: Sequence[tuple[Tensor, Tensor]]
+) -> Callable[..., Tensor]:
+    """What decodes, by a backend and where the codes are."""
+    if backend == 'reference':
+        return _reference
+    on_gpu = feats.device.type == 'cuda'
+    if backend == 'torch' or (backend == 'auto' and not on_gpu):
+        return _factored
+    if not _HAS_TRITON:
+        if backend == 'auto':
+            return _factored
+        raise ValueError(
+            f'backend of local_ensemble must be one of {BACKENDS[:-1]} where '
+            "Triton is not installed, got 'triton'"
+        )
+    from . import implicit_triton
+
+    if backend == 'triton' and not (on_gpu or implicit_triton.INTERPRETED):
+        raise ValueError(
+            f'backend of local_ensemble must be one of {BACKENDS[:-1]} on '
+            f'{feats.device.type} unless TRITON_INTERPRET=1 is set before '
+            "Triton is imported, got 'triton'"
+        )
+    fits = implicit_triton.fits(feats.dtype, layers)
+    if backend == 'auto' and fits:
+        fits = implicit_triton.works_on(feats.device.index)
+    return _fused if fits else _factored
 
 
 def _areas(
@@ -238,16 +278,10 @@ def _factored(
     step: int,
 ) -> Tensor:
     """First layer at the resolution of the codes, then gathered."""
-    (weight, bias), *others = layers
-    of_codes, of_position = weight.split(
-        [feats.shape[1], weight.shape[1] - feats.shape[1]], 1
+    first, *others = layers
+    codes, of_rows, of_columns = _first_layer(
+        feats, rows, columns, first, spec
     )
-    codes = F.linear(feats.permute(0, 2, 3, 1), of_codes)  # (B, h, w, D)
-    # Half precision would misplace the targets of a large grid.
-    with torch.autocast(feats.device.type, enabled=False):
-        of_rows, of_columns = _position_terms(
-            rows, columns, of_position, bias, spec
-        )
     column_index = columns.index.to(feats.device)
     parts = []
     for some, of_some in zip(_split(rows, step), of_rows.split(step, 1)):
@@ -265,6 +299,55 @@ def _factored(
                 blend = blend + x * areas[i][j]
         parts.append(blend)
     return torch.cat(parts, 1).permute(0, 3, 1, 2)
+
+
+def _fused(
+    feats: Tensor,
+    rows: Neighbours,
+    columns: Neighbours,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    spec: _Spec,
+    step: int,
+) -> Tensor:
+    """As ``_factored``, with one kernel for all behind the first layer."""
+    from .implicit_triton import local_ensemble as ensemble
+    from .implicit_triton import pack_layers
+
+    first, *others = layers
+    codes, of_rows, of_columns = _first_layer(
+        feats, rows, columns, first, spec
+    )
+    axes = (rows, columns)
+    return ensemble(
+        codes,
+        of_rows,
+        of_columns,
+        *(axis.index.to(feats.device, torch.int32) for axis in axes),
+        *(axis.offset.abs().to(feats.device, torch.float32) for axis in axes),
+        *pack_layers(others, codes.shape[-1]),
+        step,
+    )
+
+
+def _first_layer(
+    feats: Tensor,
+    rows: Neighbours,
+    columns: Neighbours,
+    layer: tuple[Tensor, Tensor],
+    spec: _Spec,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its parts: of each code (B, h, w, D), row and column (2, T, D)."""
+    weight, bias = layer
+    of_codes, of_position = weight.split(
+        [feats.shape[1], weight.shape[1] - feats.shape[1]], 1
+    )
+    codes = F.linear(feats.permute(0, 2, 3, 1), of_codes)
+    # Half precision would misplace the targets of a large grid.
+    with torch.autocast(feats.device.type, enabled=False):
+        of_rows, of_columns = _position_terms(
+            rows, columns, of_position, bias, spec
+        )
+    return codes, of_rows, of_columns
 
 
 def _position_terms(

@@ -2,6 +2,12 @@
 
 B batch, C channels, D key channels, h x w map, 2h x 2w result, K = 2 r + 1
 window, P = K * K taps row by row. Pixel centres, align_corners=False.
+
+Bicubic interpolation by two, reflection and a window of K x K pixels are one
+window of K' x K' cells of the map before, with kernels ``Y^T k X``: Y[y] and
+X[x], (K, K') each, are what the taps of a row and a column read. With K' =
+2 (r // 2) + 5 that is 7 for K = 7, and the kernels are far fewer numbers than
+the channels that they are for.
 """
 
 from math import isqrt
@@ -9,10 +15,26 @@ from math import isqrt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
-from .adaptive_conv import adaptive_conv, local_correlation
+from .adaptive_conv import (
+    adaptive_conv,
+    check_backend,
+    local_correlation,
+    scaled_conv,
+)
 
 SIMILARITIES = ('dot', 'gaussian')
+
+# Channels from which it pays to change the kernels instead of the map.
+_MANY = 12
+# Cubic convolution (Keys 1981, a = -0.75) at three and at one quarter from
+# the second of four cells: the even and the odd pixels.
+_CUBIC = (
+    (-0.03515625, 0.26171875, 0.87890625, -0.10546875),
+    (-0.10546875, 0.87890625, 0.26171875, -0.03515625),
+)
 
 
 def joint_bilateral_kernel(
@@ -52,9 +74,32 @@ def joint_bilateral_kernel(
         query = torch.cat([2 * keys, -torch.ones_like(keys[:, :1])], 1)
         keys = torch.cat([keys, keys.square().sum(1, keepdim=True)], 1)
     padded = F.pad(keys, [radius] * 4, mode='reflect')
-    logits = temperature * local_correlation(query, padded, backend)
-    kernel = logits.softmax(1) * _gaussian(sigma, radius)
-    return kernel / kernel.sum(1, keepdim=True).clamp_min(1e-7)
+    gaussian = _gaussian(sigma, radius)
+    backend = check_backend(backend, query)
+    if backend == 'triton':
+        from .adaptive_conv_triton import range_kernel
+
+        return range_kernel(
+            query=query,
+            keys=padded,
+            temperature=temperature,
+            gaussian=gaussian,
+            size=2 * radius + 1,
+        )
+    if backend == 'reference':
+        logits = temperature * local_correlation(query, padded, backend)
+        kernel = logits.softmax(1) * gaussian
+        return kernel / kernel.sum(1, keepdim=True).clamp_min(1e-7)
+    # The taps last, as they lie in memory; the scale on D values, not on P.
+    logits = local_correlation(temperature * query, padded, backend)
+    kernel = logits.movedim(1, -1).softmax(-1)
+    if torch.is_grad_enabled():
+        kernel = kernel * gaussian.flatten()
+        kernel = kernel / kernel.sum(-1, keepdim=True).clamp_min(1e-7)
+    else:
+        kernel *= gaussian.flatten()
+        kernel /= kernel.sum(-1, keepdim=True).clamp_min_(1e-7)
+    return kernel.movedim(-1, 1)
 
 
 def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
@@ -102,11 +147,129 @@ def bilateral_resample(
         Tensor: Resampled map, (B, C, H, W).
     """
     radius = isqrt(kernel.shape[1]) // 2
-    x = F.interpolate(
-        x, kernel.shape[-2:], mode='bicubic', align_corners=False
-    )
+    size = tuple(kernel.shape[-2:])
+    if _folds(x, kernel, backend):
+        dtype = torch.promote_types(kernel.dtype, torch.float32)
+        rows, columns = (
+            _reads(n, radius).to(kernel.device, dtype) for n in size
+        )
+        kernel = _Fold.apply(kernel.to(dtype), rows, columns, radius)
+        x = _dense(x)
+        x = F.pad(x, [radius // 2 + 2] * 4, mode='replicate')
+        return scaled_conv(x, kernel, 2, backend)
+    x = F.interpolate(x, size, mode='bicubic', align_corners=False)
     x = F.pad(x, [radius] * 4, mode='reflect')
     return adaptive_conv(x, kernel, backend)
+
+
+def _folds(x: Tensor, kernel: Tensor, backend: str) -> bool:
+    """Whether to put the interpolation into the kernels."""
+    size = tuple(kernel.shape[-2:])
+    radius = isqrt(kernel.shape[1]) // 2
+    if size != (2 * x.shape[-2], 2 * x.shape[-1]) or min(size) <= radius:
+        return False
+    backend = check_backend(backend, x, kernel)
+    if backend == 'torch':
+        return x.device.type == 'cpu' and x.shape[1] >= _MANY
+    return backend == 'triton'
+
+
+def _reads(pixels: int, radius: int) -> Tensor:
+    """What the taps of a row read of a map of half as many rows.
+
+    Args:
+        pixels (int): Number of rows, even.
+        radius (int): Radius r of the window.
+
+    Returns:
+        Tensor: Weights, (pixels, K, K'), float64: of tap i at row y for row
+        y // 2 + i' of the map, which is padded by r // 2 + 2 copies of the
+        border.
+    """
+    reach = radius // 2 + 2
+    row = torch.arange(pixels)[:, None]
+    read = (row + torch.arange(-radius, radius + 1)).abs()  # reflection
+    read = torch.where(read < pixels, read, 2 * (pixels - 1) - read)
+    parity = read % 2
+    first = read // 2 + parity - 2 + reach - row // 2  # of four cells
+    weights = torch.zeros(
+        pixels, 2 * radius + 1, 2 * reach + 1, dtype=torch.float64
+    )
+    cubic = torch.tensor(_CUBIC, dtype=torch.float64)[parity]
+    return weights.scatter_(2, first[..., None] + torch.arange(4), cubic)
+
+
+class _Fold(Function):
+    """Kernels ``Y^T k X``, linear in k, (B, K' * K', H, W)."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        kernel: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        radius: int,
+    ) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        ctx.radius = radius
+        with torch.autocast(kernel.device.type, enabled=False):
+            return _fold(kernel, rows, columns, radius)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
+        rows, columns = ctx.saved_tensors
+        grad = _Fold.apply(grad, rows.mT, columns.mT, ctx.radius)
+        return grad, None, None, None
+
+
+def _fold(
+    kernel: Tensor, rows: Tensor, columns: Tensor, radius: int
+) -> Tensor:
+    """Multiply every kernel by a matrix of its row and one of its column.
+
+    Args:
+        kernel (Tensor): Kernels, (B, K * K, H, W), H and W even.
+        rows (Tensor): Matrices, (H, K, K').
+        columns (Tensor): Matrices, (W, K, K').
+        radius (int): Rows and columns at a border whose matrices differ from
+            those of the others, which alternate between two.
+
+    Returns:
+        Tensor: Kernels, (B, K' * K', H, W).
+    """
+    before, after = rows.shape[1:]
+    height, width = kernel.shape[-2:]
+    kernel = kernel.permute(0, 2, 3, 1)
+    out = kernel.new_empty(kernel.shape[0], height, width, after**2)
+    edge = radius + radius % 2
+    top, left = min(edge, height), min(edge, width)
+    bottom, right = max(top, height - edge), max(left, width - edge)
+    # Inside, each of the four pixels of a cell has one matrix everywhere.
+    if top < bottom and left < right:
+        for y in (top, top + 1):
+            for x in (left, left + 1):
+                inside = (slice(None), slice(y, bottom, 2))
+                inside += (slice(x, right, 2),)
+                matrix = torch.kron(rows[y], columns[x])  # (K K, K' K')
+                out[inside] = kernel[inside] @ matrix
+    for y, x in (
+        (slice(0, top), slice(None)),
+        (slice(bottom, None), slice(None)),
+        (slice(top, bottom), slice(0, left)),
+        (slice(top, bottom), slice(right, None)),
+    ):
+        part = kernel[:, y, x].unflatten(3, (before, before))
+        part = torch.einsum('byxij,yik->byxkj', part, rows[y])
+        part = torch.einsum('byxkj,xjl->byxkl', part, columns[x])
+        out[:, y, x] = part.flatten(3)
+    return out.permute(0, 3, 1, 2)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The map as the products of matrices want it."""
+    if x.device.type == 'cpu':
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def _gaussian(sigma: Tensor, radius: int) -> Tensor:
