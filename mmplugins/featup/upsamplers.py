@@ -315,7 +315,7 @@ class JBUStage(nn.Module):
         if self.fixup_proj is None:
             return kernel
         fixup = self.fixup_proj(torch.cat([kernel, guidance], 1))
-        return kernel + 0.1 * fixup
+        return torch.add(kernel, fixup, alpha=0.1)
 
     def forward(
         self,
@@ -336,6 +336,9 @@ class JBUStage(nn.Module):
         """
         size = size or (2 * feats.shape[-2], 2 * feats.shape[-1])
         guidance = F.adaptive_avg_pool2d(guidance, size)
+        if guidance.device.type == 'cpu' and self.backend != 'reference':
+            # A pixel's values next to each other, for all that follows.
+            guidance = guidance.contiguous(memory_format=torch.channels_last)
         return bilateral_resample(feats, self.kernel(guidance), self.backend)
 
 

@@ -32,7 +32,7 @@ BACKENDS = ('auto', 'reference', 'torch', 'triton')
 # Elements of the products that a correlation holds at once.
 _BLOCK = 2**22
 # Channels below which shifted multiply-adds are faster than matrix products.
-_FEW = 8
+_FEW = 24
 # What the kernels of triton are for, where no backend is named.
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -14,6 +14,7 @@ arXiv 2012.09161, section 3; Shen et al., CRM, arXiv 2111.14482, section 3).
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -219,25 +220,35 @@ def _decoder(
     on_gpu = feats.device.type == 'cuda'
     if backend == 'torch' or (backend == 'auto' and not on_gpu):
         return _factored
-    if not _HAS_TRITON:
+    fused = _import_triton()
+    if not fused:
         if backend == 'auto':
             return _factored
         raise ValueError(
             f'backend of local_ensemble must be one of {BACKENDS[:-1]} where '
-            "Triton is not installed, got 'triton'"
+            "Triton cannot be imported, got 'triton'"
         )
-    from . import implicit_triton
-
-    if backend == 'triton' and not (on_gpu or implicit_triton.INTERPRETED):
+    if backend == 'triton' and not (on_gpu or fused.INTERPRETED):
         raise ValueError(
             f'backend of local_ensemble must be one of {BACKENDS[:-1]} on '
             f'{feats.device.type} unless TRITON_INTERPRET=1 is set before '
             "Triton is imported, got 'triton'"
         )
-    fits = implicit_triton.fits(feats.dtype, layers)
+    fits = fused.fits(feats.dtype, layers)
     if backend == 'auto' and fits:
-        fits = implicit_triton.works_on(feats.device.index)
+        fits = fused.works_on(feats.device.index)
     return _fused if fits else _factored
+
+
+def _import_triton() -> ModuleType | None:
+    """The module of kernels, if Triton can be imported."""
+    if not _HAS_TRITON:
+        return None
+    try:
+        from . import implicit_triton
+    except ImportError:
+        return None
+    return implicit_triton
 
 
 def _areas(
@@ -321,7 +332,8 @@ def _fused(
     return ensemble(
         codes,
         of_rows,
-        of_columns,
+        # One value for all channels where nothing depends on the column.
+        of_columns.expand(-1, -1, codes.shape[-1]),
         *(axis.index.to(feats.device, torch.int32) for axis in axes),
         *(axis.offset.abs().to(feats.device, torch.float32) for axis in axes),
         *pack_layers(others, codes.shape[-1]),

@@ -28,7 +28,7 @@ from .adaptive_conv import (
 SIMILARITIES = ('dot', 'gaussian')
 
 # Channels from which it pays to change the kernels instead of the map.
-_MANY = 12
+_MANY = 16
 # Cubic convolution (Keys 1981, a = -0.75) at three and at one quarter from
 # the second of four cells: the even and the odd pixels.
 _CUBIC = (
@@ -239,8 +239,13 @@ def _fold(
     """
     before, after = rows.shape[1:]
     height, width = kernel.shape[-2:]
-    kernel = kernel.permute(0, 2, 3, 1)
-    out = kernel.new_empty(kernel.shape[0], height, width, after**2)
+    out = torch.empty(
+        (kernel.shape[0], after**2, height, width),
+        dtype=kernel.dtype,
+        device=kernel.device,
+        memory_format=torch.channels_last,
+    )
+    kernel, folded = kernel.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
     edge = radius + radius % 2
     top, left = min(edge, height), min(edge, width)
     bottom, right = max(top, height - edge), max(left, width - edge)
@@ -251,7 +256,7 @@ def _fold(
                 inside = (slice(None), slice(y, bottom, 2))
                 inside += (slice(x, right, 2),)
                 matrix = torch.kron(rows[y], columns[x])  # (K K, K' K')
-                out[inside] = kernel[inside] @ matrix
+                folded[inside] = kernel[inside] @ matrix
     for y, x in (
         (slice(0, top), slice(None)),
         (slice(bottom, None), slice(None)),
@@ -261,8 +266,8 @@ def _fold(
         part = kernel[:, y, x].unflatten(3, (before, before))
         part = torch.einsum('byxij,yik->byxkj', part, rows[y])
         part = torch.einsum('byxkj,xjl->byxkl', part, columns[x])
-        out[:, y, x] = part.flatten(3)
-    return out.permute(0, 3, 1, 2)
+        folded[:, y, x] = part.flatten(3)
+    return out
 
 
 def _dense(x: Tensor) -> Tensor:

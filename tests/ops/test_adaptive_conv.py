@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from mmplugins.ops import adaptive_conv, local_correlation
+from mmplugins.ops.adaptive_conv import check_backend
 
 BACKENDS = ('reference', 'torch')
 
@@ -48,7 +52,7 @@ def test_one_kernel_everywhere_is_a_convolution(backend):
 @settings(max_examples=30, deadline=None)
 @given(
     batch=st.integers(1, 3),
-    channels=st.integers(1, 5),
+    channels=st.sampled_from([1, 2, 5, 24]),
     size=st.integers(1, 5),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
@@ -81,6 +85,19 @@ def test_second_gradients():
     kernel = leaf(torch.randn(1, 9, 3, 4))
     assert gradgradcheck(adaptive_conv, (x, kernel))
     assert gradgradcheck(local_correlation, (query, x))
+
+
+def test_gradients_of_many_channels(monkeypatch):
+    """As products of matrices, where few are shifted maps."""
+    monkeypatch.setattr(sys.modules['mmplugins.ops.adaptive_conv'], '_FEW', 1)
+    x, query = leaf(torch.randn(1, 2, 4, 6)), leaf(torch.randn(1, 2, 2, 4))
+    kernel = leaf(torch.randn(1, 9, 2, 4))
+    for op, args in (
+        (adaptive_conv, (x, kernel)),
+        (local_correlation, (query, x)),
+    ):
+        assert gradcheck(op, args)
+        assert gradgradcheck(op, args, fast_mode=True)
 
 
 def test_correlation_in_blocks_is_whole(monkeypatch):
@@ -131,3 +148,27 @@ def test_autocast_leaves_single_precision_alone(backend):
     wanted = adaptive_conv(x, kernel, backend)
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(adaptive_conv(x, kernel, backend), wanted)
+
+
+def test_triton_is_for_a_gpu(monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    x, kernel = torch.zeros(1, 2, 9, 9), torch.zeros(1, 9, 7, 7)
+    with pytest.raises(ValueError, match="backend must be .*got 'triton'"):
+        adaptive_conv(x, kernel, 'triton')
+    with pytest.raises(ValueError, match="backend must be .*got 'triton'"):
+        local_correlation(x[:, :, 1:-1, 1:-1], x, 'triton')
+    assert check_backend('auto', x, kernel) == 'torch'
+    module = sys.modules['mmplugins.ops.adaptive_conv']
+    monkeypatch.setattr(module, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match='where Triton is not installed'):
+        adaptive_conv(x, kernel, 'triton')
+    assert not module._triton_works.__wrapped__(torch.device('cuda'))
+
+
+def test_triton_is_imported_only_to_be_used():
+    code = (
+        'import sys, torch; from mmplugins.ops import adaptive_conv;'
+        'adaptive_conv(torch.zeros(1, 24, 5, 5), torch.zeros(1, 9, 3, 3));'
+        "sys.exit('mmplugins.ops.adaptive_conv_triton' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

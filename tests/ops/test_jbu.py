@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import leaf
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from mmplugins.ops import (
     adaptive_conv,
@@ -129,3 +129,81 @@ def test_gaussian_similarity_is_its_formula(backend):
             wanted = (-t * distance).exp() * spatial
             wanted = wanted / wanted.sum((-2, -1), keepdim=True)
             torch.testing.assert_close(out[..., y, x], wanted.flatten(1))
+
+
+@pytest.mark.parametrize('radius', range(6))
+@pytest.mark.parametrize('size', [(3, 4), (5, 7), (14, 9)])
+def test_many_channels_are_upsampled_by_the_kernels(radius, size):
+    """Interpolation, reflection and window in one, borders included."""
+    x = torch.randn(2, 16, *size).double()
+    height, width = (2 * n for n in size)
+    kernel = torch.randn(2, (2 * radius + 1) ** 2, height, width).double()
+    wanted = jbu_upsample(x, kernel, 'reference')
+    torch.testing.assert_close(jbu_upsample(x, kernel), wanted)
+    # The same in single precision, as close as it is.
+    torch.testing.assert_close(
+        jbu_upsample(x.float(), kernel.float()),
+        wanted.float(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_gradients_of_many_channels():
+    x, kernel = leaf(torch.randn(1, 16, 2, 3)), leaf(torch.randn(1, 9, 4, 6))
+    assert gradcheck(jbu_upsample, (x, kernel), fast_mode=True)
+    assert gradgradcheck(jbu_upsample, (x, kernel), fast_mode=True)
+    grad = torch.randn(1, 16, 4, 6).double()
+    torch.testing.assert_close(
+        torch.autograd.grad(jbu_upsample(x, kernel), (x, kernel), grad),
+        torch.autograd.grad(
+            jbu_upsample(x, kernel, 'reference'), (x, kernel), grad
+        ),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_reflection_needs_something_to_reflect(backend):
+    x, kernel = torch.zeros(1, 16, 1, 4), torch.zeros(1, 49, 2, 8)
+    with pytest.raises(RuntimeError, match='[Pp]adding'):
+        jbu_upsample(x, kernel, backend)
+
+
+def test_many_channels_keep_single_precision_under_autocast():
+    x, kernel = torch.randn(1, 16, 5, 6), torch.randn(1, 49, 10, 12)
+    wanted = jbu_upsample(x, kernel)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(jbu_upsample(x, kernel), wanted)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_many_channels_of_half_precision_are_rounded_once(dtype):
+    x = torch.rand(1, 16, 6, 5).to(dtype)
+    kernel = torch.rand(1, 49, 12, 10).to(dtype)
+    out = jbu_upsample(x, kernel)
+    assert out.dtype == dtype
+    wanted = jbu_upsample(x.double(), kernel.double(), 'reference')
+    eps = torch.finfo(dtype).eps
+    assert ((out.double() - wanted).abs() <= wanted.abs() * eps).all()
+
+
+@pytest.mark.parametrize('similarity', ['dot', 'gaussian'])
+def test_kernel_is_the_same_with_and_without_gradients(similarity):
+    """And as the formula is, where its sum is clamped too."""
+    # Longer ones below: what is far away outweighs the centre.
+    keys = torch.randn(1, 32, 9, 11) + torch.arange(9.0)[:, None]
+    t, sigma = torch.tensor(0.7), torch.tensor(0.2)
+    wanted, out = (
+        joint_bilateral_kernel(keys, t, sigma, 3, backend, similarity)
+        for backend in BACKENDS
+    )
+    torch.testing.assert_close(out, wanted, rtol=1e-3, atol=1e-5)
+    if similarity == 'dot':
+        assert wanted.sum(1).min() < 0.5  # clamped
+    sigma.requires_grad_()
+    graph = joint_bilateral_kernel(
+        keys, t, sigma, 3, similarity=similarity
+    ).detach()
+    with torch.no_grad():
+        out = joint_bilateral_kernel(keys, t, sigma, 3, similarity=similarity)
+    torch.testing.assert_close(out, graph)
