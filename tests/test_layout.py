@@ -21,7 +21,7 @@ RINGS = {
     **{name: {name, 'ops'} | SHARED for name in SYSTEMS},
     'apis': {'apis', 'ops', 'compat'} | SHARED | SYSTEMS,
 }
-LIBRARIES_OF_OPS = {'torch', 'mmcv'}
+LIBRARIES_OF_OPS = {'torch', 'mmcv', 'triton'}
 PARTS = {p.relative_to(PACKAGE).parts[0].removesuffix('.py') for p in FILES}
 
 
@@ -90,7 +90,7 @@ def test_only_adapters_import_a_host(path):
     assert hosts <= own, f'{path} imports {hosts}'
 
 
-def test_ops_need_torch_and_mmcv_only():
+def test_ops_need_torch_mmcv_and_triton_only():
     import sys
 
     for path in FILES:

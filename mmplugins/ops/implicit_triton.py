@@ -37,6 +37,8 @@ _WIDEST = 64
 _ON_CHIP = 1 << 16
 # Targets of a program, at most: more would not fit into registers.
 _BLOCK = 64
+# Types of the indices and offsets of rows and columns.
+_INDICES = (torch.int32, torch.int32, torch.float32, torch.float32)
 
 
 @triton.jit
@@ -189,10 +191,6 @@ def _works_on(index: int) -> bool:
     return True
 
 
-# Types of the indices and offsets of rows and columns.
-_INDICES = (torch.int32, torch.int32, torch.float32, torch.float32)
-
-
 def pack_layers(
     layers: Sequence[tuple[Tensor, Tensor]], width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -264,41 +262,43 @@ def local_ensemble(
     B, h, w, D = codes.shape
     K, T, U = out.shape[1:]
     block = min(_BLOCK, _padded(U))
-    _ensemble_kernel[(T, triton.cdiv(U, block), B)](
-        *(
-            tensor.contiguous()
-            for tensor in (
-                codes,
-                of_rows,
-                of_columns,
-                row_index,
-                column_index,
-                row_offset,
-                column_offset,
-                hidden,
-                hidden_bias,
-                last,
-                last_bias,
-            )
-        ),
-        out,
-        h,
-        w,
-        T,
-        U,
-        K,
-        width=D,
-        size=last.shape[1],
-        num_layers=hidden.shape[0],
-        area=_AREA,
-        factor=_factor(codes.dtype),
-        # Single precision on tensor cores: three products of its parts.
-        precision='ieee' if torch.version.hip else 'tf32x3',
-        block=block,
-        num_warps=4,
-        # Other programs hide the latency; a pipeline takes shared memory.
-        num_stages=1,
-    )
+    # Triton launches on the current GPU.
+    with torch.cuda.device_of(codes):
+        _ensemble_kernel[(T, triton.cdiv(U, block), B)](
+            *(
+                tensor.contiguous()
+                for tensor in (
+                    codes,
+                    of_rows,
+                    of_columns,
+                    row_index,
+                    column_index,
+                    row_offset,
+                    column_offset,
+                    hidden,
+                    hidden_bias,
+                    last,
+                    last_bias,
+                )
+            ),
+            out,
+            h,
+            w,
+            T,
+            U,
+            K,
+            width=D,
+            size=last.shape[1],
+            num_layers=hidden.shape[0],
+            area=_AREA,
+            factor=_factor(codes.dtype),
+            # Single precision on tensor cores: three products of its parts.
+            precision='ieee' if torch.version.hip else 'tf32x3',
+            block=block,
+            num_warps=4,
+            # Other programs hide the latency; a pipeline takes shared memory.
+            num_stages=1,
+        )
     return out
 
 

@@ -47,11 +47,14 @@ def published(stack, feats, image):
 
 @pytest.mark.parametrize('backend', ['reference', 'torch', 'auto'])
 @pytest.mark.parametrize('radius', [1, 3, 5])
-def test_stack_is_as_published(backend, radius):
-    stack = randomised(JBUStack(6, 2, radius, key_channels=8, backend=backend))
-    feats, image = torch.randn(2, 6, 4, 5), torch.randn(2, 3, 61, 83)
+@pytest.mark.parametrize('channels', [6, 33])  # few and many: other paths
+def test_stack_is_as_published(backend, radius, channels):
+    stack = randomised(
+        JBUStack(channels, 2, radius, key_channels=8, backend=backend)
+    )
+    feats, image = torch.randn(2, channels, 4, 5), torch.randn(2, 3, 61, 83)
     out = stack(feats, image)
-    assert out.shape == (2, 6, 16, 20)
+    assert out.shape == (2, channels, 16, 20)
     torch.testing.assert_close(
         out, published(stack, feats, image), rtol=1e-4, atol=1e-5
     )
