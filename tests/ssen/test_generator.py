@@ -166,6 +166,28 @@ def test_a_search_moves_references_to_the_image():
     assert near < 0.2 * far
 
 
+def test_every_image_and_reference_is_searched_by_itself():
+    """A batch of two with two references each, one of them larger."""
+    net = SSENNet(mid_channels=8, num_blocks=1, num_layers=0, search=dict())
+    photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255
+    targets = torch.cat([photo[..., :128, :128], photo[..., 96:224, 160:288]])
+    lr = F.interpolate(targets, (32, 32), mode='bicubic', antialias=True)
+    near = torch.cat([photo[..., 8:136, :128], photo[..., 96:224, 168:296]])
+    large = F.interpolate(targets.flip(0), scale_factor=2, mode='bicubic')
+    with torch.no_grad():
+        aux = net(lr, [near, large], return_aux=True)[1]
+        for k, ref in enumerate((near, large)):
+            for b in (slice(0, 1), slice(1, 2)):
+                feat = net.extract(lr[b])
+                alone = net.find_reference(feat, ref[b])
+                torch.testing.assert_close(
+                    aux[k][0].offset[b], alone, atol=1e-4, rtol=0
+                )
+    shifts = [move[0].offset for move in aux]
+    assert (shifts[0] - shifts[1]).abs().max() > 1
+    assert (shifts[0][0] - shifts[0][1]).abs().max() > 1
+
+
 def test_the_order_of_references_does_not_matter():
     model = stirred()
     lr, refs = image(7, 9), [image(28, 36), image(11, 50), image(60, 8)]

@@ -1,5 +1,6 @@
 """References of any size, and several of them."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,26 @@ def test_a_reference_is_read_where_it_shows_the_image():
     assert move_reference(ref.bfloat16(), shift.expand(2, 2, 3, 5)).dtype == (
         torch.bfloat16
     )
+
+
+def test_displacements_are_those_of_the_cells_centres():
+    """One that grows evenly is that of every pixel, as OpenCV has it."""
+    ramp = torch.arange(5.0).double().expand(1, 1, 3, -1) / 4
+    shift = torch.cat([-ramp, ramp], 1)
+    ref = image(12, 20, batch=1)
+    out = move_reference(ref, shift)[0, 0]
+    # Pixel x of four to a cell is (x - 1.5) / 4 cells from the first.
+    cells = ((np.arange(20) - 1.5) / 4).clip(0, 4)
+    y, x = np.mgrid[:12, :20].astype(np.float32)
+    wanted = cv2.remap(
+        ref[0, 0].numpy(),
+        (x + 4 * cells / 4).astype(np.float32),
+        (y - 4 * cells / 4).astype(np.float32),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    # OpenCV rounds positions to a 32nd of a pixel.
+    np.testing.assert_allclose(out, wanted, atol=0.04)
 
 
 def test_references_are_blended_by_likeness():

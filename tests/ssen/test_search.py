@@ -109,6 +109,26 @@ def test_fractions_of_a_pixel(shift):
     torch.testing.assert_close(inner, wanted, atol=0.04, rtol=0)
 
 
+def test_steps_follow_each_other():
+    """From p by the second step, and from there by what the first found."""
+    first = torch.stack([torch.zeros(6, 9), torch.arange(9.0).expand(6, 9)])
+    second = torch.tensor([0.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 6, 9)
+    found = search_module._add(first[None], second)
+    torch.testing.assert_close(found[0, 1, :, :7], first[1, :, 2:] + 2)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 4])
+def test_cells_of_a_level_are_centred_between_pixels(monkeypatch, stride):
+    """A displacement that grows evenly is that of the pixel, not the cell."""
+    ramp = torch.arange(32.0 / stride).expand(1, 2, 32 // stride, -1)
+    monkeypatch.setattr(search_module, 'soft_match', lambda *args: ramp)
+    x = torch.randn(1, 2, 32, 32)
+    found = LocalSearch()._level(x, x, stride)[0, 0, 5]
+    wanted = torch.arange(32.0) - (stride - 1) / 2
+    wanted = wanted.clamp(0, 32 - stride)
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize('levels', [1, 2, 3])
 @pytest.mark.parametrize('size', [(49, 61), (48, 64)])
 def test_levels_find_what_their_reach_allows(levels, size):

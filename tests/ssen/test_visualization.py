@@ -204,6 +204,29 @@ class TestPictures:
         assert len(two) > len(plain)
         assert (two != true).any()
 
+    @pytest.mark.parametrize('scale', [1, 2, 4])
+    def test_samples_are_drawn_where_they_are_read(self, monkeypatch, scale):
+        """The centre of cell (6, 9) of 16 x 16, on a picture of 160 pixels."""
+        seen = []
+        draw = module.sample_image
+        monkeypatch.setattr(
+            module,
+            'sample_image',
+            lambda picture, points, weights: (
+                seen.append(points) or draw(picture, points, weights)
+            ),
+        )
+        image = torch.rand(3, 16, 16)
+        offset = torch.zeros(1, 2, 16, 16)
+        offset[:, 0], offset[:, 1] = 2, -1
+        aux = [(offset, torch.ones(1, 1, 16, 16))]
+        reference = torch.rand(3, 16 * scale, 16 * scale)
+        module.alignment_sheet(
+            image, image, [(reference, aux)], point=(4, 10), size=160
+        )
+        wanted = torch.tensor([[6.5, 9.5]]).double() * 10 - 0.5
+        torch.testing.assert_close(seen[0], wanted)
+
     def test_sheet_without_alignment(self):
         image = torch.rand(3, 300, 4)
         result = F.interpolate(image[None], scale_factor=2)[0]
