@@ -269,14 +269,28 @@ class RefSREditor(SRGAN):
             Tensor: Upscaled images, (B, 3, s h, s w).
         """
         image, references = split_inputs(inputs)
-        drop = self.drop_reference if training else 0.0
+        drop = self.drop_reference if training and self.training else 0.0
         if drop and torch.rand(()) < drop:
-            references = None
+            return self._without_references(image)
         tile = None if training or self.training else self.tile
         generator = self.generator
         if tile is not None and is_model_wrapper(generator):
             generator = generator.module
         return _full(upscale(generator, image, references, tile))
+
+    def _without_references(self, image: Tensor) -> Tensor:
+        """Upscale images alone, with a gradient for every weight all the same.
+
+        Distributed training waits for one from each.
+        """
+        out = _full(self.generator(image))
+        generator = self.generator
+        if is_model_wrapper(generator):
+            generator = generator.module
+        stem = getattr(generator, 'ref_stem', None)
+        if stem is None:
+            return out
+        return out + 0 * sum(weight.sum() for weight in stem.parameters())
 
     def train_step(
         self, data: dict, optim_wrapper: OptimWrapper | OptimWrapperDict

@@ -354,7 +354,8 @@ class SSENNet(BaseModule):
 
         Returns:
             tuple: Map of the images and joint map, both (B, C, h, w), and
-            offsets and masks, as of :meth:`align`.
+            offsets and masks, as of :meth:`align`; with a search, what it
+            found is of each reference the first, a layer of a single tap.
 
         Raises:
             ValueError: As in :meth:`forward`.
@@ -399,7 +400,7 @@ class SSENNet(BaseModule):
 
         Returns:
             Tensor | tuple: RGB, about [0, 1], (B, 3, s h, s w), and with
-            ``return_aux`` what :meth:`align` gives.
+            ``return_aux`` offsets and masks, as of :meth:`encode`.
 
         Raises:
             ValueError: If they are no images of the network's channels, or

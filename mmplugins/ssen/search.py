@@ -16,6 +16,8 @@ from mmplugins.registry import MODELS
 _BLOCK = 2**22
 # Pixels across of the windows that the last fraction is sought in.
 _NEAR = 5
+# Slopes of unit contrast, squared, below which there is nothing to follow.
+_LEAST = 1e-4
 
 
 def read_at(x: Tensor, shift: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def small_match(
     pairs = ((dy, dy), (dy, dx), (dx, dx), (dy, rest), (dx, rest))
     sums = torch.stack([(a * b).sum(1) for a, b in pairs], 1)
     yy, yx, xx, yr, xr = _local_mean(sums, window).unbind(1)
-    more = damping * (yy + xx) + 1e-8
+    more = damping * (yy + xx) + _LEAST
     yy, xx = yy + more, xx + more
     found = torch.stack([xx * yr - yx * xr, yy * xr - yx * yr], 1)
     return (found / (yy * xx - yx * yx)[:, None]).clamp(-1, 1)
@@ -226,7 +228,9 @@ class LocalSearch(BaseModule):
         below, beside = (-n % stride for n in x.shape[-2:])
         x = F.pad(x, (0, beside, 0, below), mode='replicate')
         x = F.avg_pool2d(x, stride)
-        return F.normalize(x - _local_mean(x, self.window))
+        least = _noise(x)
+        x = x - _local_mean(x, self.window)
+        return x / x.norm(dim=1, keepdim=True).clamp_min(least)
 
 
 def _add(total: Tensor, found: Tensor) -> Tensor:
@@ -236,9 +240,16 @@ def _add(total: Tensor, found: Tensor) -> Tensor:
 
 def _contrast(x: Tensor) -> Tensor:
     """A map less its local mean, over its local deviation."""
+    least = _noise(x)
     x = x - _local_mean(x, _NEAR)
     square = _local_mean(x.square().sum(1, keepdim=True), _NEAR)
-    return x / (square + 1e-8).sqrt()
+    return x / (square + least**2 + 1e-12).sqrt()
+
+
+def _noise(x: Tensor) -> Tensor:
+    """Length of a difference that may be rounding alone, (B, 1, 1, 1)."""
+    longest = x.norm(dim=1, keepdim=True).amax((2, 3), keepdim=True)
+    return (1e-4 * longest).clamp_min(1e-12)
 
 
 def _local_mean(x: Tensor, window: int) -> Tensor:

@@ -62,7 +62,8 @@ def trace_samples(
     points = torch.tensor([[*point]], dtype=torch.float64, device=device)
     weights = points.new_ones(1)
     for offset, mask in reversed(layers):
-        offset, mask = offset[group], mask[group]  # (K, 2, H, W), (K, H, W)
+        one = min(group, len(mask) - 1)  # of a search there is a single one
+        offset, mask = offset[one], mask[one]  # (K, 2, H, W), (K, H, W)
         taps = _taps(len(mask)).to(points)
         shift = _read(offset.flatten(0, 1), points, 'border')  # (P, 2 K)
         share = _read(mask, points, 'zeros')  # (P, K)
@@ -248,10 +249,13 @@ def alignment_sheet(
             sheet[-1] += [None] * (_COLUMNS - 1)
             continue
         points, weights = trace_samples(aux, point)
-        spots = (points + 0.5) * (rows / H) - 0.5
+        ratio = points.new_tensor([rows / H, columns / W])
+        spots = (points + 0.5) * ratio - 0.5
         flow = displacement(aux)
         length = flow.norm(dim=0).max().item()
-        passed = relevance_maps(aux).mean(0)
+        # A search, of a single tap, lets everything pass.
+        masked = [one for one in aux if one[1].shape[1] > 1] or aux
+        passed = relevance_maps(masked).mean(0)
         sheet.append(
             [
                 panel(name, drawn),
@@ -302,10 +306,9 @@ def _checked(aux: Aux, group: int = 0) -> Aux:
                 'aux needs offsets (B, 2 K G, H, W) and masks (B, K G, H, W), '
                 f'got {tuple(offset.shape)} and {tuple(mask.shape)}'
             )
-        if not 0 <= group < _groups(count):
-            raise ValueError(
-                f'group must be 0 to {_groups(count) - 1}, got {group}'
-            )
+    most = max(_groups(mask.shape[1]) for _, mask in aux)
+    if not 0 <= group < most:
+        raise ValueError(f'group must be 0 to {most - 1}, got {group}')
     return aux
 
 

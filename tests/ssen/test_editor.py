@@ -353,6 +353,11 @@ class TestReconstruction:
         for _ in range(60):
             model(**data, mode='loss')
         assert 35 <= sum(seen) <= 55  # 45 are expected
+        # Distributed training waits for a gradient of every weight.
+        model.drop_reference = 1.0
+        sum(model(**data, mode='loss').values()).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        model.drop_reference = 0.25
         seen.clear()
         for _ in range(20):
             model(**data, mode='tensor')

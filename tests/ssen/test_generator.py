@@ -138,7 +138,6 @@ def test_a_reference_matters_where_it_is():
         assert (model(lr, other) - out).abs().max() > 1e-9
 
 
-@torch.no_grad()
 def test_a_search_moves_references_to_the_image():
     """What it finds is told as one more layer, of a single tap."""
     net = SSENNet(mid_channels=16, num_blocks=1, num_layers=1, search=dict())
@@ -188,6 +187,7 @@ def test_every_image_and_reference_is_searched_by_itself():
     assert (shifts[0][0] - shifts[0][1]).abs().max() > 1
 
 
+@torch.no_grad()
 def test_the_order_of_references_does_not_matter():
     model = stirred()
     lr, refs = image(7, 9), [image(28, 36), image(11, 50), image(60, 8)]

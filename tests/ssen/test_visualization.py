@@ -227,6 +227,16 @@ class TestPictures:
         wanted = torch.tensor([[6.5, 9.5]]).double() * 10 - 0.5
         torch.testing.assert_close(seen[0], wanted)
 
+    def test_a_search_has_one_group_and_no_masks(self):
+        """Of layers that all are closed nothing passes."""
+        search = (torch.ones(1, 2, 8, 8), torch.ones(1, 1, 8, 8))
+        layer = (torch.zeros(1, 36, 8, 8), torch.zeros(1, 18, 8, 8))
+        points, weights = module.trace_samples([search, layer], (4, 4), 1)
+        assert len(points) == 9
+        assert not weights.any()
+        with pytest.raises(ValueError, match='group must be 0 to 1, got 2'):
+            module.trace_samples([search, layer], (4, 4), 2)
+
     def test_sheet_without_alignment(self):
         image = torch.rand(3, 300, 4)
         result = F.interpolate(image[None], scale_factor=2)[0]
