@@ -90,8 +90,13 @@ def scaled_conv(
 
     Returns:
         Tensor: Filtered map, (B, C, S h, S w), in the dtype of ``x``.
+
+    Raises:
+        ValueError: If the shapes or the backend do not fit.
     """
     size = isqrt(kernel.shape[1])
+    height, width = (n // scale for n in kernel.shape[-2:])
+    _check_source(x, size, kernel.shape[0], height, width)
     if check_backend(backend, x, kernel) == 'triton':
         from .adaptive_conv_triton import gather
 

@@ -57,7 +57,9 @@ def gather(x: Tensor, kernel: Tensor, size: int, scale: int) -> Tensor:
     """
     out = _empty(x, x.shape[1], *kernel.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
-        for source, taps, pixels in zip(_last(x), _last(kernel), _last(out)):
+        for source, taps, pixels in zip(
+            _last(x), _last(kernel), _last(out), strict=True
+        ):
             work = _Work(source, source.shape[-1], size, scale)
             for tiles in work.tiles(taps):
                 work.load_windows(tiles, source)
@@ -85,7 +87,9 @@ def correlate(g: Tensor, x: Tensor, size: int, scale: int) -> Tensor:
     """
     out = _empty(g, size**2, *g.shape[-2:])
     with torch.autocast(g.device.type, enabled=False):
-        for pixels, source, taps in zip(_last(g), _last(x), _last(out)):
+        for pixels, source, taps in zip(
+            _last(g), _last(x), _last(out), strict=True
+        ):
             work = _Work(source, source.shape[-1], size, scale)
             for tiles in work.tiles(pixels):
                 work.load_windows(tiles, source)
@@ -113,7 +117,9 @@ def scatter(g: Tensor, kernel: Tensor, size: int, scale: int) -> Tensor:
     height, width = (n // scale + size - 1 for n in g.shape[-2:])
     out = _empty(g, g.shape[1], height, width).zero_()
     with torch.autocast(g.device.type, enabled=False):
-        for pixels, taps, source in zip(_last(g), _last(kernel), _last(out)):
+        for pixels, taps, source in zip(
+            _last(g), _last(kernel), _last(out), strict=True
+        ):
             work = _Work(source, source.shape[-1], size, scale)
             for tiles in work.tiles(pixels):
                 work.load_kernels(tiles, taps)

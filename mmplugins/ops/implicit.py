@@ -174,7 +174,7 @@ def local_ensemble(
     )
     if chunk is None:
         chunk = _CHUNK if feats.device.type == 'cpu' else _CHUNK_DEVICE
-    step = max(1, chunk // (len(feats) * window.width))
+    step = max(1, chunk // max(1, len(feats) * window.width))
     return decode(feats, *axes, layers, spec, step)
 
 

@@ -169,11 +169,13 @@ def works_on(index: int) -> bool:
 
 @cache
 def _works_on(index: int) -> bool:
-    if INTERPRETED or torch.cuda.get_device_capability(index) < (8, 0):
+    if INTERPRETED:
         return False
-    device = torch.device('cuda', index)
-    zeros = [torch.zeros(2, 1, device=device, dtype=d) for d in _INDICES]
     try:
+        if torch.cuda.get_device_capability(index) < (8, 0):
+            return False
+        device = torch.device('cuda', index)
+        zeros = [torch.zeros(2, 1, device=device, dtype=d) for d in _INDICES]
         local_ensemble(
             torch.zeros(1, 1, 1, 16, device=device),
             torch.zeros(2, 1, 16, device=device),

@@ -93,7 +93,8 @@ def joint_bilateral_kernel(
     # The taps last, as they lie in memory; the scale on D values, not on P.
     logits = local_correlation(temperature * query, padded, backend)
     kernel = logits.movedim(1, -1).softmax(-1)
-    if torch.is_grad_enabled():
+    mixed = kernel.dtype != gaussian.dtype
+    if torch.is_grad_enabled() or mixed:
         kernel = kernel * gaussian.flatten()
         kernel = kernel / kernel.sum(-1, keepdim=True).clamp_min(1e-7)
     else:
@@ -124,11 +125,6 @@ def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
             f'kernel must be {size[0]} x {size[1]}, twice the map, got '
             f'{kernel.shape[-2]} x {kernel.shape[-1]}'
         )
-    window = isqrt(kernel.shape[1])
-    if window % 2 == 0 or window**2 != kernel.shape[1]:
-        raise ValueError(
-            f'kernel needs K * K taps of an odd K, got {kernel.shape[1]}'
-        )
     return bilateral_resample(x, kernel, backend)
 
 
@@ -145,9 +141,22 @@ def bilateral_resample(
 
     Returns:
         Tensor: Resampled map, (B, C, H, W).
+
+    Raises:
+        ValueError: If the kernels are not of an odd window, or not as many as
+            the maps.
     """
     radius = isqrt(kernel.shape[1]) // 2
     size = tuple(kernel.shape[-2:])
+    window = isqrt(kernel.shape[1])
+    if window % 2 == 0 or window**2 != kernel.shape[1]:
+        raise ValueError(
+            f'kernel needs K * K taps of an odd K, got {kernel.shape[1]}'
+        )
+    if len(x) != len(kernel):
+        raise ValueError(
+            f'kernel must be for {len(x)} maps, got {len(kernel)}'
+        )
     if _folds(x, kernel, backend):
         dtype = torch.promote_types(kernel.dtype, torch.float32)
         rows, columns = (

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mmplugins.ops import (
     adaptive_conv,
+    bilateral_resample,
     jbu_upsample,
     joint_bilateral_kernel,
 )
@@ -207,3 +208,15 @@ def test_kernel_is_the_same_with_and_without_gradients(similarity):
     with torch.no_grad():
         out = joint_bilateral_kernel(keys, t, sigma, 3, similarity=similarity)
     torch.testing.assert_close(out, graph)
+
+
+@pytest.mark.parametrize('channels', [3, 33])  # few and many: other paths
+@pytest.mark.parametrize('backend', ['reference', 'torch', 'auto'])
+def test_kernels_of_another_batch_or_window_are_named(channels, backend):
+    x = torch.randn(2, channels, 4, 5)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f'for 2 maps, got {count}'):
+            bilateral_resample(x, torch.rand(count, 9, 8, 10), backend)
+    for taps in (10, 16):
+        with pytest.raises(ValueError, match=f'of an odd K, got {taps}'):
+            bilateral_resample(x, torch.rand(2, taps, 8, 10), backend)
