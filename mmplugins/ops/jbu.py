@@ -93,8 +93,7 @@ def joint_bilateral_kernel(
     # The taps last, as they lie in memory; the scale on D values, not on P.
     logits = local_correlation(temperature * query, padded, backend)
     kernel = logits.movedim(1, -1).softmax(-1)
-    mixed = kernel.dtype != gaussian.dtype
-    if torch.is_grad_enabled() or mixed:
+    if torch.is_grad_enabled() or kernel.dtype != gaussian.dtype:
         kernel = kernel * gaussian.flatten()
         kernel = kernel / kernel.sum(-1, keepdim=True).clamp_min(1e-7)
     else:
@@ -146,9 +145,9 @@ def bilateral_resample(
         ValueError: If the kernels are not of an odd window, or not as many as
             the maps.
     """
-    radius = isqrt(kernel.shape[1]) // 2
     size = tuple(kernel.shape[-2:])
     window = isqrt(kernel.shape[1])
+    radius = window // 2
     if window % 2 == 0 or window**2 != kernel.shape[1]:
         raise ValueError(
             f'kernel needs K * K taps of an odd K, got {kernel.shape[1]}'
@@ -157,7 +156,7 @@ def bilateral_resample(
         raise ValueError(
             f'kernel must be for {len(x)} maps, got {len(kernel)}'
         )
-    if _folds(x, kernel, backend):
+    if _folds(x, kernel, radius, backend):
         dtype = torch.promote_types(kernel.dtype, torch.float32)
         rows, columns = (
             _reads(n, radius).to(kernel.device, dtype) for n in size
@@ -171,10 +170,9 @@ def bilateral_resample(
     return adaptive_conv(x, kernel, backend)
 
 
-def _folds(x: Tensor, kernel: Tensor, backend: str) -> bool:
+def _folds(x: Tensor, kernel: Tensor, radius: int, backend: str) -> bool:
     """Whether to put the interpolation into the kernels."""
     size = tuple(kernel.shape[-2:])
-    radius = isqrt(kernel.shape[1]) // 2
     if size != (2 * x.shape[-2], 2 * x.shape[-1]) or min(size) <= radius:
         return False
     backend = check_backend(backend, x, kernel)
