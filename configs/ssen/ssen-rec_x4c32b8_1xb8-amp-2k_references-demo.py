@@ -18,9 +18,7 @@ train_dataloader = dict(
 )
 test_dataloader = [
     dict(
-        batch_size=1,
-        num_workers=1,
-        sampler=dict(type='DefaultSampler', shuffle=False),
+        _base_.test_loader,
         dataset=dict(
             **pairs,
             ann_file='val.json',

@@ -4,6 +4,7 @@ h x w image, s scale: s h x s w result; a reference is of any size.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -229,6 +230,7 @@ class ReferenceUpscaler:
 
 def _load(model: nn.Module, generator: nn.Module, path: str) -> None:
     """Load a checkpoint, of the model or of its generator alone, or raise."""
+    _check_file(path)
     held = load_weights(model, path)
     if generator is not model:
         prefix = 'generator.'
@@ -244,6 +246,18 @@ def _load(model: nn.Module, generator: nn.Module, path: str) -> None:
         raise ValueError(
             f'checkpoint {path} does not fit the config: {error}'
         ) from error
+
+
+def _check_file(path: str) -> None:
+    """Raise if a file is none of torch's, before mmengine prints that."""
+    if not Path(path).is_file():  # an address, or for mmengine to miss
+        return
+    with open(path, 'rb') as file:
+        start = file.read(2)
+    if not start.startswith((b'PK', b'\x80')):  # zip, or a pickle
+        raise ValueError(
+            f'checkpoint {path} does not read: not a file of torch.save'
+        )
 
 
 def _check_range(model: nn.Module) -> None:

@@ -3,11 +3,10 @@
 B images of a batch, h x w low-resolution image, s scale, H x W reference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from mmagic.models.data_preprocessors import DataPreprocessor
 from mmagic.models.editors.srgan import SRGAN
 from mmagic.registry import MODELS as MMAGIC_MODELS
@@ -19,6 +18,7 @@ from torch import Tensor
 from mmplugins.registry import MODELS
 from mmplugins.typing import ConfigType, OptConfigType
 
+from .generator import SSENNet
 from .tiling import as_references, check_tile, upscale
 
 Inputs = Tensor | dict[str, Tensor | Sequence[Tensor]]
@@ -30,9 +30,9 @@ class RefSRDataPreprocessor(DataPreprocessor):
 
     mmagic's own one takes a reference for an image like any other: it has to
     be padded as its image is, and one loaded as RGB counts as BGR unless its
-    order is packed. Here references keep their sizes; those of one batch
-    become alike by repeating their last rows and columns. They have the
-    channel order of their image unless ``ref_channel_order`` is packed.
+    order is packed. Here references keep their sizes, also within a batch, for
+    the network to fit each to its image. They have the channel order of their
+    image unless ``ref_channel_order`` is packed.
 
     Args:
         mean (Sequence[float]): Means of the channels, in the order of
@@ -67,8 +67,9 @@ class RefSRDataPreprocessor(DataPreprocessor):
 
         Returns:
             dict: ``inputs``: images (B, 3, h, w), or with references a dict
-            of them as ``img`` and as ``ref`` a list of (B, 3, H, W); and
-            ``data_samples``, stacked.
+            of them as ``img`` and as ``ref`` a list of (B, 3, H, W), or where
+            sizes differ of lists of (3, H, W); and ``data_samples``, stacked,
+            where sizes differ without ``ref_img``.
         """
         inputs = data['inputs']
         if isinstance(inputs, (list, tuple)) and isinstance(inputs[0], dict):
@@ -81,7 +82,10 @@ class RefSRDataPreprocessor(DataPreprocessor):
         if not isinstance(inputs, dict):
             return super().forward(data, training)
         images = inputs['img']
-        done = super().forward({**data, 'inputs': images}, training)
+        data = {**data, 'inputs': images}
+        if isinstance(data.get('data_samples'), (list, tuple)):
+            data['data_samples'] = _stackable(data['data_samples'])
+        done = super().forward(data, training)
         if inputs.get('ref') is not None:
             references = self._references(inputs['ref'], done['data_samples'])
             done['inputs'] = dict(img=done['inputs'], ref=references)
@@ -89,7 +93,7 @@ class RefSRDataPreprocessor(DataPreprocessor):
 
     def _references(
         self, batch: Sequence[Tensor] | Tensor, sample: DataSample
-    ) -> list[Tensor]:
+    ) -> list[Tensor | list[Tensor]]:
         """References of a batch, one after the other, normalised."""
         stacks = [x if x.ndim == 4 else x[None] for x in self.cast_data(batch)]
         counts = {len(x) for x in stacks}
@@ -99,12 +103,18 @@ class RefSRDataPreprocessor(DataPreprocessor):
                 f'{sorted(counts)}: take a batch of one image'
             )
         order = _order(sample)
-        return [
+        stacks = [
             self._do_norm(
                 self._do_conversion(
-                    _alike(images), order, self.output_channel_order
+                    x.float(), order, self.output_channel_order
                 )[0]
             )
+            for x in stacks
+        ]
+        return [
+            torch.stack(images)
+            if len({x.shape for x in images}) == 1
+            else [*images]
             for images in zip(*stacks)
         ]
 
@@ -122,7 +132,8 @@ class RefSREditor(SRGAN):
 
     Args:
         generator (dict): Network of (B, 3, h, w) and, with references, of a
-            list of (B, 3, H, W), such as :class:`mmplugins.ssen.SSENNet`.
+            list of (B, 3, H, W), or of B of (3, H, W) where sizes differ, such
+            as :class:`mmplugins.ssen.SSENNet`.
         discriminator (dict, optional): Critic of (B, 3, s h, s w). Defaults
             to None.
         gan_loss (dict, optional): Adversarial loss, such as mmagic's GANLoss;
@@ -196,6 +207,17 @@ class RefSREditor(SRGAN):
         self.gp_loss = MMAGIC_MODELS.build(gp_loss) if gp_loss else None
         self.tile = (test_cfg or {}).get('tile')
         check_tile(self.tile)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping, prefix: str, *args
+    ) -> None:
+        # Here, for only what is loaded as a whole has the list of modules.
+        generator = self.generator
+        if is_model_wrapper(generator):
+            generator = generator.module
+        if isinstance(generator, SSENNet):
+            generator.check_search(state_dict, f'{prefix}generator.')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
         """Initialise; a discriminator first and on its own.
@@ -435,15 +457,15 @@ def _order(sample: DataSample | Sequence[DataSample] | None) -> str:
     return 'BGR'
 
 
-def _alike(images: Sequence[Tensor]) -> Tensor:
-    """Images of several sizes as a batch, their last rows repeated."""
-    size = [max(x.shape[axis] for x in images) for axis in (-2, -1)]
-    padded = []
-    for x in images:
-        below, beside = (n - m for n, m in zip(size, x.shape[-2:]))
-        x = x[None].float()
-        padded.append(F.pad(x, (0, beside, 0, below), mode='replicate'))
-    return torch.cat(padded)
+def _stackable(samples: Sequence[DataSample]) -> Sequence[DataSample]:
+    """Samples that mmagic stacks: references of several sizes it cannot."""
+    shapes = {getattr(x.get('ref_img'), 'shape', None) for x in samples}
+    if len(shapes) < 2:
+        return samples
+    samples = [x.new() for x in samples]
+    for sample in samples:
+        sample.pop('ref_img', None)
+    return samples
 
 
 def _full(x: Tensor) -> Tensor:

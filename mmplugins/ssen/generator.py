@@ -5,10 +5,12 @@ Images are RGB in [0, 1]; maps have the small image's resolution, that of a
 reference too.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ from .references import (
 )
 
 TRUNKS = ('residual', 'rcan')
+# One for each image or several, each a batch or a list of images.
+References = Tensor | Sequence[Tensor | Sequence[Tensor]]
 
 
 @MODELS.register_module()
@@ -62,7 +66,9 @@ class SSENNet(BaseModule):
         search (dict, optional): Arguments of a
             :class:`~mmplugins.ssen.LocalSearch`, or another ``type``, that
             finds where the reference shows what the image does; it is read
-            there, pixel by pixel, before its stem. Defaults to None, none, as
+            there, pixel by pixel, before its stem. It has no weights, so
+            checkpoints load with and without it, with a warning where they
+            differ. Only with ``reference=True``. Defaults to None, none, as
             published.
         reference (bool | str): True for references, and the image itself
             without one; ``'self'`` for the image itself only, then there is no
@@ -105,6 +111,11 @@ class SSENNet(BaseModule):
             raise ValueError(
                 "reference of SSENNet must be True, False or 'self', got "
                 f'{reference!r}'
+            )
+        if search is not None and reference is not True:
+            raise ValueError(
+                'search of SSENNet needs reference=True, for it searches '
+                f'references, got search={search} and reference={reference!r}'
             )
         if in_channels != out_channels:
             # What is taken off the image is added to the result.
@@ -156,6 +167,38 @@ class SSENNet(BaseModule):
             self.trunk = RCANTrunk(mid_channels, num_groups, num_blocks)
         # Convolutions are faster so, on a CPU and in half precision.
         self.to(memory_format=torch.channels_last)
+
+    def check_search(self, state_dict: Mapping, prefix: str = '') -> None:
+        """Warn if weights are of a network with a search and this has none.
+
+        Or the reverse. Nothing but the list of modules that torch keeps beside
+        the weights tells; of weights without the list nothing is known.
+
+        Args:
+            state_dict (Mapping): Weights, of a whole model, as they are
+                loaded.
+            prefix (str): What their names begin with here. Defaults to
+                ``''``.
+        """
+        modules = getattr(state_dict, '_metadata', None) or {}
+        if self.ref_stem is None or f'{prefix}ref_stem' not in modules:
+            return
+        trained = f'{prefix}search' in modules
+        if trained == (self.search is not None):
+            return
+        had, has = ('a search', 'none') if trained else ('none', 'a search')
+        print_log(
+            f'the checkpoint is of an SSENNet with {had}, this one has {has}, '
+            'so its results differ: set search as in its training',
+            'current',
+            logging.WARNING,
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping, prefix: str, *args
+    ) -> None:
+        self.check_search(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _init_fusion(self) -> None:
         """Nearly pass the image's map alone.
@@ -343,14 +386,14 @@ class SSENNet(BaseModule):
             yield Window(*(self.upscale_factor * n for n in window)), out
 
     def encode(
-        self, lr: Tensor, ref: Tensor | Sequence[Tensor] | None = None
+        self, lr: Tensor, ref: References | None = None
     ) -> tuple[Tensor, Tensor, list[list[Sampling]]]:
         """What :meth:`reconstruct` needs, of images and references.
 
         Args:
             lr (Tensor): RGB in [0, 1], (B, 3, h, w).
-            ref (Tensor | Sequence[Tensor], optional): As in :meth:`forward`.
-                Defaults to None.
+            ref (Tensor | Sequence, optional): As in :meth:`forward`. Defaults
+                to None.
 
         Returns:
             tuple: Map of the images and joint map, both (B, C, h, w), and
@@ -361,6 +404,7 @@ class SSENNet(BaseModule):
             ValueError: As in :meth:`forward`.
         """
         feat = self.extract(lr)
+        size = lr.shape[-2:]
         refs = [ref] if isinstance(ref, Tensor) else list(ref or [])
         if self.ref_stem is None:
             refs = []
@@ -370,11 +414,11 @@ class SSENNet(BaseModule):
                     f'SSENNet needs a reference for each of {len(lr)} images, '
                     f'got {len(each)}'
                 )
-        shifts = [self.find_reference(feat, each) for each in refs]
-        ref_feats = [
-            self.extract_reference(each, lr.shape[-2:], shift)
-            for each, shift in zip(refs, shifts)
-        ]
+        shifts, ref_feats = [], []
+        for each in refs:
+            fitting = self._fit_all(each, size)
+            shifts.append(self.find_reference(feat, fitting))
+            ref_feats.append(self.extract_reference(fitting, size, shifts[-1]))
         fused, aux = self.align(feat, ref_feats or None, True)
         if self.search is not None:
             # What is found before the layers is one more, of a single tap.
@@ -385,16 +429,16 @@ class SSENNet(BaseModule):
     def forward(
         self,
         lr: Tensor,
-        ref: Tensor | Sequence[Tensor] | None = None,
+        ref: References | None = None,
         return_aux: bool = False,
     ) -> Tensor | tuple[Tensor, list[list[Sampling]]]:
         """Enlarge images with what references show.
 
         Args:
             lr (Tensor): RGB in [0, 1], (B, 3, h, w).
-            ref (Tensor | Sequence[Tensor], optional): A reference or several
-                for each image, RGB in [0, 1], of any sizes, each
-                (B, 3, H, W). Defaults to None, the image itself.
+            ref (Tensor | Sequence, optional): A reference or several for each
+                image, RGB in [0, 1], of any sizes, each (B, 3, H, W), or B of
+                (3, H, W). Defaults to None, the image itself.
             return_aux (bool): Return offsets and masks as well. Defaults to
                 False.
 
@@ -414,6 +458,15 @@ class SSENNet(BaseModule):
         for block in self.extractor:
             x = block(x)
         return x
+
+    def _fit_all(
+        self, ref: Tensor | Sequence[Tensor], size: Sequence[int]
+    ) -> Tensor:
+        """Fit a reference of each image; those of several sizes in turn."""
+        if isinstance(ref, Tensor):
+            self._check_images('references', ref)
+            return self._fit(ref, size)
+        return torch.cat([self._fit_all(x[None], size) for x in ref])
 
     def _fit(self, ref: Tensor, size: Sequence[int]) -> Tensor:
         return fit_reference(ref, [self.upscale_factor * n for n in size])

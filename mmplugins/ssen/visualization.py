@@ -38,7 +38,8 @@ def trace_samples(
     ``mask_k(p)``, there the taps start anew, and so to the first layer, whose
     taps read the reference. Between pixels offsets and masks are
     interpolated. What a tap reads outside of the map is zero, so its weight
-    fades to 0 there.
+    fades to 0 there. A search before the layers repeats the border instead:
+    what it sends beyond is on it, at full weight.
 
     Args:
         aux (Aux): Offsets and masks of every layer, first to last.
@@ -71,7 +72,11 @@ def trace_samples(
             -1, 2
         )
         weights = (weights[:, None] * share).flatten()
-    inside = torch.ones_like(layers[0][1][0, :1])
+    first = layers[0][1]
+    if _is_search(first):
+        edge = points.new_tensor(first.shape[-2:]) - 0.5
+        return points.clamp(torch.full_like(edge, -0.5), edge), weights
+    inside = torch.ones_like(first[0, :1])
     return points, weights * _read(inside, points, 'zeros')[:, 0]
 
 
@@ -250,11 +255,14 @@ def alignment_sheet(
             continue
         points, weights = trace_samples(aux, point)
         ratio = points.new_tensor([rows / H, columns / W])
+        # What is read at the border is of the last pixels of the picture.
+        last = ratio.new_tensor([rows - 1, columns - 1])
         spots = (points + 0.5) * ratio - 0.5
+        spots = spots.clamp(torch.zeros_like(last), last)
         flow = displacement(aux)
         length = flow.norm(dim=0).max().item()
-        # A search, of a single tap, lets everything pass.
-        masked = [one for one in aux if one[1].shape[1] > 1] or aux
+        # A search lets everything pass.
+        masked = [one for one in aux if not _is_search(one[1])] or aux
         passed = relevance_maps(masked).mean(0)
         sheet.append(
             [
@@ -315,6 +323,11 @@ def _checked(aux: Aux, group: int = 0) -> Aux:
 def _groups(count: int) -> int:
     """Groups of a layer of so many masks: kernels are 3x3, else one group."""
     return count // 9 if count % 9 == 0 else 1
+
+
+def _is_search(mask: Tensor) -> bool:
+    """Whether masks (., K, H, W) are of a search, which has a single tap."""
+    return mask.shape[1] == 1
 
 
 def _layer(offset: Tensor, mask: Tensor, index: int) -> tuple[Tensor, Tensor]:

@@ -223,6 +223,33 @@ class TestEditor:
             ReferenceUpscaler(config, 'editor.pth')
 
 
+def test_a_file_in_the_older_format_of_torch_does(folder):
+    state = torch.load('net.pth')
+    torch.save(state, 'old.pth', _use_new_zipfile_serialization=False)
+    one, two = (
+        ReferenceUpscaler('net.py', path).upscale('small.png')
+        for path in ('net.pth', 'old.pth')
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_checkpoint_of_a_search_is_told(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmplugins.ssen.generator.print_log',
+        lambda text, *_: said.append(text),
+    )
+    ReferenceUpscaler('net.py', 'net.pth')
+    assert said == []
+    text = (folder / 'net.py').read_text()
+    (folder / 'found.py').write_text(
+        text.replace('8,', '8, search=dict(),', 1)
+    )
+    ReferenceUpscaler('found.py', 'net.pth')
+    (line,) = said
+    assert 'with none, this one has a search' in line
+
+
 class TestShow:
     def test_shows_the_point(self, folder):
         upscaler = ReferenceUpscaler('net.py', 'net.pth')
@@ -252,11 +279,15 @@ class TestErrors:
             (dict(checkpoint='net.pth', tile=0), 'tile must be 1 or more'),
             (dict(checkpoint='rcan.pth'), 'rcan.pth does not fit the config'),
             (dict(checkpoint='small.png'), 'small.png does not read'),
+            (dict(checkpoint='net.py'), 'not a file of torch.save'),
+            (dict(checkpoint='gone.pth'), 'gone.pth does not read'),
         ],
     )
-    def test_arguments(self, folder, kwargs, message):
+    def test_arguments(self, folder, capfd, kwargs, message):
         with pytest.raises(ValueError, match=message):
             ReferenceUpscaler('net.py', **kwargs)
+        # Nothing but the one line of the error.
+        assert capfd.readouterr() == ('', '')
 
     def test_another_model(self):
         model = dict(type='mmplugins.JBUStack', in_channels=4)

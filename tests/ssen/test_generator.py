@@ -7,6 +7,7 @@ from skimage import data
 from torch import nn
 
 from mmplugins.ssen import SSENNet
+from mmplugins.ssen import references as references_module
 
 SCALES = [2, 3, 4, 8]
 
@@ -185,6 +186,40 @@ def test_every_image_and_reference_is_searched_by_itself():
     shifts = [move[0].offset for move in aux]
     assert (shifts[0] - shifts[1]).abs().max() > 1
     assert (shifts[0][0] - shifts[0][1]).abs().max() > 1
+
+
+@torch.no_grad()
+def test_references_of_one_batch_have_sizes_of_their_own():
+    """As each with its own image; padded alike, the small one would shrink."""
+    model = stirred(search=dict(levels=1))
+    lr = image(7, 9)
+    refs = [torch.rand(3, *size).double() for size in ((90, 70), (11, 20))]
+    out, aux = model(lr, [refs, image(30, 3)], True)
+    assert [len(layers) for layers in aux] == [3, 3]
+    out, aux = model(lr, [refs], True)
+    for b, ref in enumerate(refs):
+        alone, wanted = model(lr[b : b + 1], ref[None], True)
+        torch.testing.assert_close(out[b : b + 1], alone)
+        for one, other in zip(aux[0], wanted[0], strict=True):
+            torch.testing.assert_close(one.offset[b : b + 1], other.offset)
+    with pytest.raises(ValueError, match='each of 2 images, got 1'):
+        model(lr, [refs[:1]])
+    with pytest.raises(ValueError, match=r'references .* got \(1, 1, 4, 4\)'):
+        model(lr, [[refs[0], refs[0][:1, :4, :4]]])
+
+
+def test_a_reference_is_fitted_once(monkeypatch):
+    seen = []
+    fit = F.interpolate
+    monkeypatch.setattr(
+        references_module.F,
+        'interpolate',
+        lambda x, size, **kwargs: (
+            seen.append(tuple(x.shape[-2:])) or fit(x, size, **kwargs)
+        ),
+    )
+    build(search=dict())(torch.rand(1, 3, 9, 9), torch.rand(1, 3, 80, 77))
+    assert seen.count((80, 77)) == 1
 
 
 @torch.no_grad()
@@ -384,6 +419,15 @@ def test_other_channels_have_a_mean_of_their_own():
         (dict(out_channels=1), 'in_channels and out_channels .* 3 and 1'),
         (dict(mean=(0.5,)), r'mean of SSENNet needs 3 values, got \(0.5,'),
         (dict(num_layers=7), 'num_layers of SSEN .* got 7'),
+        (
+            dict(reference='self', search=dict(levels=2), num_layers=7),
+            "search .* reference=True, .* got search={'levels': 2} and "
+            "reference='self'",
+        ),
+        (
+            dict(reference=False, search={}),
+            'search .* got search={} and reference=False',
+        ),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torchvision.ops import deform_conv2d
 
 from mmplugins.ssen import visualization as module
+from mmplugins.ssen.search import read_at
 
 
 def layers(count=3, size=(7, 9), groups=1, scale=1.5, whole=False, batch=1):
@@ -92,6 +93,28 @@ class TestTrace:
         assert (weights[~inside] < 1e-12).all()
         found = weights[inside] @ image[0, 0][y[inside], x_[inside]]
         torch.testing.assert_close(found, x[0, 0][point])
+
+    @pytest.mark.parametrize('point', [(3, 4), (0, 0), (6, 8)])
+    def test_samples_add_up_behind_a_search(self, point):
+        """Most of what it finds is beyond the border, which is repeated."""
+        aux = layers(2, whole=True)
+        shift = (6 * torch.randn(1, 2, 7, 9).double()).round()
+        image = torch.randn(1, 1, 7, 9).double()
+        ones = torch.ones(1, 1, 3, 3).double()
+        x = read_at(image, shift)
+        for offset, mask in aux:
+            x = deform_conv2d(x, offset, ones, padding=1, mask=mask)
+        search = (shift, torch.ones_like(shift[:, :1]))
+        points, weights = module.trace_samples([search, *aux], point)
+        y, x_ = points.unbind(-1)
+        assert y.min() >= -0.5
+        assert x_.min() >= -0.5
+        rows, columns = y.round().long(), x_.round().long()
+        found = weights @ image[0, 0][rows.clamp(0, 6), columns.clamp(0, 8)]
+        torch.testing.assert_close(found, x[0, 0][point])
+        on_border = (y == -0.5) | (y == 6.5) | (x_ == -0.5) | (x_ == 8.5)
+        assert (weights[on_border] > 0.1).any()
+        assert (weights[~on_border] > 0.1).any()
 
     def test_groups_and_batch(self):
         aux = layers(2, groups=3, batch=2)
@@ -226,6 +249,30 @@ class TestPictures:
         )
         wanted = torch.tensor([[6.5, 9.5]]).double() * 10 - 0.5
         torch.testing.assert_close(seen[0], wanted)
+
+    @pytest.mark.parametrize('size', [160, 7, 33])
+    @pytest.mark.parametrize('side', [1, -1])
+    def test_what_is_found_beyond_the_border_shows_on_it(
+        self, monkeypatch, side, size
+    ):
+        seen = []
+        draw = module.sample_image
+        monkeypatch.setattr(
+            module,
+            'sample_image',
+            lambda *args: seen.append(draw(*args, 0)) or seen[-1],
+        )
+        image = torch.ones(3, 16, 16)
+        offset = torch.full((1, 2, 16, 16), 99.0 * side)
+        aux = [(offset, torch.ones(1, 1, 16, 16))]
+        module.alignment_sheet(
+            image, image, [(image, aux)], point=(4, 10), size=size
+        )
+        corner = (0, -1)[side > 0]
+        picture = seen[0][:, :size, :size]
+        colour = torch.tensor([1, 0.35, 0])
+        torch.testing.assert_close(picture[:, corner, corner], colour)
+        assert (picture[0] == 1).sum() == 1
 
     def test_a_search_has_one_group_and_no_masks(self):
         """Of layers that all are closed nothing passes."""

@@ -87,6 +87,11 @@ test_pipeline = [
     dict(type='mmplugins.FitReference', trim=scale - 1),
     dict(type='PackInputs', keys=['img', 'ref'], meta_keys=meta_keys),
 ]
+test_loader = dict(
+    batch_size=1,
+    num_workers=1,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 # Folder and what to take of it: 8 frames, 6 photographs, a pair.
 frames = dict(indices=[*range(0, 47, 6)])
 photos = dict(indices=[0, 3, 6, 10, 13, 16])
@@ -109,9 +114,7 @@ tests = {
 }
 test_dataloader = [
     dict(
-        batch_size=1,
-        num_workers=1,
-        sampler=dict(type='DefaultSampler', shuffle=False),
+        test_loader,
         dataset=dict(
             type='mmplugins.ReferencePairDataset',
             data_root=f'{data_root}{folder}/',
@@ -127,9 +130,7 @@ test_dataloader = [
 names = ['set5', 'set14']
 test_dataloader += [
     dict(
-        batch_size=1,
-        num_workers=1,
-        sampler=dict(type='DefaultSampler', shuffle=False),
+        test_loader,
         dataset=dict(
             type='mmplugins.ReferencePairDataset',
             data_prefix=dict(gt=f'data/{name}/HR'),
