@@ -13,8 +13,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmplugins.ops import bilateral_resample, joint_bilateral_kernel
-from mmplugins.ops.adaptive_conv import check_backend
-from mmplugins.ops.jbu import SIMILARITIES
+from mmplugins.ops.backends import check_backend
+from mmplugins.ops.bilateral_kernel import SIMILARITIES
 from mmplugins.registry import MODELS
 from mmplugins.typing import OptMultiConfig
 
@@ -410,7 +410,8 @@ class JBUStack(BaseUpsampler):
             in_channels, num_stages, scale, guidance_channels, init_cfg
         )
         self.radius = radius
-        self.literal = check_backend(backend) == 'reference'
+        check_backend('JBUStack', backend)
+        self.literal = backend == 'reference'
         self.stages = nn.ModuleList(
             JBUStage(
                 radius,

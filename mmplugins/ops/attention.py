@@ -7,13 +7,17 @@ queries, H' x W' keys and values; N = H W, M = H' W'.
 Non-local Neural Networks, arXiv 1711.07971, embedded Gaussian).
 """
 
+from collections.abc import Sequence
 from math import sqrt
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from torch import Tensor, nn
+from torch import Tensor, func, nn
 from torch.utils.checkpoint import checkpoint
+
+from .backends import check_backend
+from .operators import Operator, is_compiling
 
 BACKENDS = ('auto', 'reference', 'torch')
 
@@ -51,10 +55,7 @@ def non_local(
     Raises:
         ValueError: If the shapes or the backend do not fit.
     """
-    if backend not in BACKENDS:
-        raise ValueError(
-            f'backend of non_local must be one of {BACKENDS}, got {backend!r}'
-        )
+    check_backend('non_local', backend, BACKENDS)
     _check_shapes(query, key, value)
     if scale is None:
         scale = 1 / sqrt(query.shape[1])
@@ -63,7 +64,7 @@ def non_local(
     if backend == 'reference':
         out = _attend(*rows, scale)
     elif _is_fused(rows[0]):
-        out = _fused(*rows, scale)
+        out = fused(*rows, scale)
     else:
         out = _chunked(*rows, scale)
     return out.mT.unflatten(2, query.shape[-2:])  # (B, C, H, W)
@@ -90,14 +91,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 def _is_fused(query: Tensor) -> bool:
     """Whether torch has a kernel that needs no matrix."""
-    enabled = torch.backends.cuda
-    if query.device.type == 'cpu':
-        return enabled.flash_sdp_enabled()
-    return (
-        query.device.type == 'cuda'
-        and query.dtype != torch.float64
-        and enabled.mem_efficient_sdp_enabled()
-    )
+    enabled, device = torch.backends.cuda, query.device.type
+    if device == 'cuda' and query.dtype != torch.float64:
+        # Compilers cannot ask.
+        return is_compiling() or enabled.mem_efficient_sdp_enabled()
+    return device == 'cpu' and (is_compiling() or enabled.flash_sdp_enabled())
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -106,12 +104,47 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     wanted = max(channels, query.shape[-1])
     if query.device.type != 'cpu':
         wanted += -wanted % _ALIGNMENT
-    query, key, value = (
-        F.pad(t, (0, wanted - t.shape[-1]))[:, None]
+    rows = [
+        # A padding of nothing would be a copy.
+        F.pad(t, (0, wanted - t.shape[-1])) if t.shape[-1] < wanted else t
         for t in (query, key, value)
-    )
+    ]
+    query, key, value = (t[:, None] for t in rows)
     out = F.scaled_dot_product_attention(query, key, value, scale=scale)
     return out[:, 0, :, :channels]
+
+
+def _gradients(
+    grad: Tensor,
+    needs: Sequence[bool],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+) -> Sequence[Tensor]:
+    """Torch's, from the inputs alone; it has no second ones."""
+    rows = (query, key, value)
+    if torch.is_grad_enabled():
+        return func.vjp(lambda *args: _attend(*args, scale), *rows)[1](grad)
+    rows = [t.detach().requires_grad_() for t in rows]
+    with torch.enable_grad():
+        out = _fused(*rows, scale)
+    return torch.autograd.grad(out, rows, grad)
+
+
+def _tangent(
+    tangents: Sequence[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+) -> Tensor:
+    rows = (query, key, value)
+    return func.jvp(lambda *args: _attend(*args, scale), rows, tangents[:3])[1]
+
+
+fused = Operator(_fused)
+fused.differentiate(_gradients, _tangent)
 
 
 def _chunked(
@@ -159,11 +192,7 @@ class NonLocal2d(nn.Module):
         backend: str = 'auto',
     ) -> None:
         super().__init__()
-        if backend not in BACKENDS:
-            raise ValueError(
-                f'backend of NonLocal2d must be one of {BACKENDS}, got '
-                f'{backend!r}'
-            )
+        check_backend('NonLocal2d', backend, BACKENDS)
         self.in_channels = in_channels
         self.inter_channels = max(in_channels // reduction, 1)
         self.use_scale = use_scale

@@ -13,26 +13,25 @@ arXiv 2012.09161, section 3; Shen et al., CRM, arXiv 2111.14482, section 3).
 """
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backends import choose_backend
+
 # Keeps targets off the border between two codes, and inside the map.
 _SHIFT = 1e-6
 # What every area is larger by, as published.
-_AREA = 1e-9
+AREA = 1e-9
 # Targets at once: hidden values that stay in the cache of a core.
 _CHUNK = 16384
 # On other devices, where one large product is better than many.
 _CHUNK_DEVICE = 1 << 19
 
-BACKENDS = ('auto', 'reference', 'torch', 'triton')
-# Looked for, not imported.
-_HAS_TRITON = find_spec('triton') is not None
+# The module with kernels of Triton.
+_KERNELS = 'implicit_triton'
 
 
 class Window(NamedTuple):
@@ -139,11 +138,6 @@ def local_ensemble(
         ValueError: If shapes do not fit, the window needs codes that are not
             there, or the backend does not run on their device.
     """
-    if backend not in BACKENDS:
-        raise ValueError(
-            f'backend of local_ensemble must be one of {BACKENDS}, got '
-            f'{backend!r}'
-        )
     inputs = 2 * (offset + coord + ratio)
     _check_layers(feats, layers, inputs)
     decode = _decoder(backend, feats, layers)
@@ -215,40 +209,14 @@ def _decoder(
     backend: str, feats: Tensor, layers: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[..., Tensor]:
     """What decodes, by a backend and where the codes are."""
+    backend = choose_backend('local_ensemble', backend, _KERNELS, feats)
     if backend == 'reference':
         return _reference
-    on_gpu = feats.device.type == 'cuda'
-    if backend == 'torch' or (backend == 'auto' and not on_gpu):
+    if backend == 'torch':
         return _factored
-    fused = _import_triton()
-    if not fused:
-        if backend == 'auto':
-            return _factored
-        raise ValueError(
-            f'backend of local_ensemble must be one of {BACKENDS[:-1]} where '
-            "Triton cannot be imported, got 'triton'"
-        )
-    if backend == 'triton' and not (on_gpu or fused.INTERPRETED):
-        raise ValueError(
-            f'backend of local_ensemble must be one of {BACKENDS[:-1]} on '
-            f'{feats.device.type} unless TRITON_INTERPRET=1 is set before '
-            "Triton is imported, got 'triton'"
-        )
-    fits = fused.fits(feats.dtype, layers)
-    if backend == 'auto' and fits:
-        fits = fused.works_on(feats.device.index)
-    return _fused if fits else _factored
+    from .implicit_triton import fits
 
-
-def _import_triton() -> ModuleType | None:
-    """The module of kernels, if Triton can be imported."""
-    if not _HAS_TRITON:
-        return None
-    try:
-        from . import implicit_triton
-    except ImportError:
-        return None
-    return implicit_triton
+    return _fused if fits(feats.dtype, layers) else _factored
 
 
 def _areas(
@@ -258,7 +226,7 @@ def _areas(
     dtype = torch.promote_types(feats.dtype, torch.float32)
     y, x = rows.offset.abs(), columns.offset.abs()
     areas = [
-        [torch.outer(y[1 - i], x[1 - j]).add_(_AREA) for j in (0, 1)]
+        [torch.outer(y[1 - i], x[1 - j]).add_(AREA) for j in (0, 1)]
         for i in (0, 1)
     ]
     total = sum(areas[0]) + sum(areas[1])

@@ -17,18 +17,18 @@ asked for. With TRITON_INTERPRET=1 set before, the kernel runs on a CPU.
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, func
+
+from .implicit import AREA
+from .operators import Operator, register
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# What every area is larger by, as published.
-_AREA = 1e-9
 # Widths of a matrix product: those of the hardware, and what registers hold.
 _NARROWEST = 16
 _WIDEST = 64
@@ -37,8 +37,6 @@ _WIDEST = 64
 _ON_CHIP = 1 << 16
 # Targets of a program, at most: more would not fit into registers.
 _BLOCK = 64
-# Types of the indices and offsets of rows and columns.
-_INDICES = (torch.int32, torch.int32, torch.float32, torch.float32)
 
 
 @triton.jit
@@ -154,43 +152,25 @@ def _padded(width: int) -> int:
     return max(_NARROWEST, 1 << (width - 1).bit_length())
 
 
-@torch.compiler.assume_constant_result
-def works_on(index: int) -> bool:
-    """Whether kernels can be compiled for a GPU, and run there.
+def probe(device: torch.device, dtype: torch.dtype) -> None:
+    """Launch the kernel on next to nothing; fail where it cannot run."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise RuntimeError(f'{device} has no tensor cores for tf32')
 
-    Args:
-        index (int): Which GPU.
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
 
-    Returns:
-        bool: False for one that Triton does not know, or without a compiler.
-    """
-    return _works_on(index)
-
-
-@cache
-def _works_on(index: int) -> bool:
-    if INTERPRETED:
-        return False
-    try:
-        if torch.cuda.get_device_capability(index) < (8, 0):
-            return False
-        device = torch.device('cuda', index)
-        zeros = [torch.zeros(2, 1, device=device, dtype=d) for d in _INDICES]
-        local_ensemble(
-            torch.zeros(1, 1, 1, 16, device=device),
-            torch.zeros(2, 1, 16, device=device),
-            torch.zeros(2, 1, 16, device=device),
-            *zeros,
-            torch.zeros(1, 16, 16, device=device),
-            torch.zeros(1, 16, device=device),
-            torch.zeros(1, 16, device=device),
-            torch.zeros(1, device=device),
-            1,
-        )
-        torch.cuda.synchronize(device)
-    except Exception:  # whatever it is, there is another backend
-        return False
-    return True
+    local_ensemble(
+        zeros(1, 1, 1, 16, dtype=dtype),
+        *(zeros(2, 1, 16) for _ in range(2)),
+        *(zeros(2, 1, dtype=torch.int32) for _ in range(2)),
+        *(zeros(2, 1) for _ in range(2)),
+        zeros(1, 16, 16),
+        zeros(1, 16),
+        zeros(1, 16),
+        zeros(1),
+        1,
+    )
 
 
 def pack_layers(
@@ -225,8 +205,7 @@ def pack_layers(
     return torch.stack(weights), torch.stack(biases), last, last_bias
 
 
-@torch.library.custom_op('mmplugins::local_ensemble', mutates_args=())
-def local_ensemble(
+def _local_ensemble(
     codes: Tensor,
     of_rows: Tensor,
     of_columns: Tensor,
@@ -260,7 +239,7 @@ def local_ensemble(
     Returns:
         Tensor: Blended answers, (B, K, T, U), float32.
     """
-    out = _empty(codes, of_rows, of_columns, last)
+    out = _empty_answers(codes, of_rows, of_columns, last, last_bias, step)
     B, h, w, D = codes.shape
     K, T, U = out.shape[1:]
     block = min(_BLOCK, _padded(U))
@@ -292,7 +271,7 @@ def local_ensemble(
             width=D,
             size=last.shape[1],
             num_layers=hidden.shape[0],
-            area=_AREA,
+            area=AREA,
             factor=_factor(codes.dtype),
             # Single precision on tensor cores: three products of its parts.
             precision='ieee' if torch.version.hip else 'tf32x3',
@@ -313,37 +292,17 @@ def _factor(dtype: torch.dtype) -> tl.dtype:
     return getattr(tl, str(dtype).removeprefix('torch.'))
 
 
-@local_ensemble.register_fake
 def _empty_answers(
-    codes: Tensor,
-    of_rows: Tensor,
-    of_columns: Tensor,
-    row_index: Tensor,
-    column_index: Tensor,
-    row_offset: Tensor,
-    column_offset: Tensor,
-    hidden: Tensor,
-    hidden_bias: Tensor,
-    last: Tensor,
-    last_bias: Tensor,
-    step: int,
+    codes: Tensor, of_rows: Tensor, of_columns: Tensor, *others: Tensor | int
 ) -> Tensor:
-    return _empty(codes, of_rows, of_columns, last)
-
-
-def _empty(
-    codes: Tensor, of_rows: Tensor, of_columns: Tensor, last: Tensor
-) -> Tensor:
-    B, K, T, U = (
-        codes.shape[0],
-        last.shape[0],
-        of_rows.shape[1],
-        of_columns.shape[1],
+    last = others[-3]
+    rows, columns = of_rows.shape[1], of_columns.shape[1]
+    return codes.new_empty(
+        (len(codes), len(last), rows, columns), dtype=torch.float32
     )
-    return codes.new_empty(B, K, T, U, dtype=torch.float32)
 
 
-def _gradients(
+def _local_ensemble_backward(
     grad: Tensor,
     codes: Tensor,
     of_rows: Tensor,
@@ -424,10 +383,10 @@ def _outer(x: Tensor, g: Tensor) -> Tensor:
 
 def _shares(row_offset: Tensor, column_offset: Tensor) -> list[list[Tensor]]:
     """Share of each of the 2 x 2 codes: the opposite area, (T, U)."""
-    total = torch.outer(row_offset.sum(0), column_offset.sum(0)) + 4 * _AREA
+    total = torch.outer(row_offset.sum(0), column_offset.sum(0)) + 4 * AREA
     return [
         [
-            (torch.outer(row_offset[1 - i], column_offset[1 - j]) + _AREA)
+            (torch.outer(row_offset[1 - i], column_offset[1 - j]) + AREA)
             / total
             for j in (0, 1)
         ]
@@ -435,14 +394,13 @@ def _shares(row_offset: Tensor, column_offset: Tensor) -> list[list[Tensor]]:
     ]
 
 
-local_ensemble_backward = torch.library.custom_op(
-    'mmplugins::local_ensemble_backward', _gradients, mutates_args=()
-)
-
-
-@local_ensemble_backward.register_fake
 def _empty_gradients(
-    grad: Tensor,
+    grad: Tensor, *args: Tensor | int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(map(torch.empty_like, (*args[:3], *args[7:11])))
+
+
+def _formula(
     codes: Tensor,
     of_rows: Tensor,
     of_columns: Tensor,
@@ -454,26 +412,52 @@ def _empty_gradients(
     hidden_bias: Tensor,
     last: Tensor,
     last_bias: Tensor,
-    step: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (codes, of_rows, of_columns, hidden, hidden_bias, last, last_bias)
-    return tuple(torch.empty_like(x) for x in inputs)
+) -> Tensor:
+    """The same in torch, for derivatives of any order."""
+    dtype = codes.dtype
+    shares = _shares(row_offset, column_offset)
+    blend = 0
+    with torch.autocast(codes.device.type, enabled=False):
+        for i in (0, 1):
+            band = codes.index_select(1, row_index[i]) + of_rows[i][:, None]
+            for j in (0, 1):
+                x = band.index_select(2, column_index[j]) + of_columns[j]
+                x = F.pad(x.to(dtype).relu(), (0, last.shape[1] - x.shape[3]))
+                for weight, bias in zip(hidden, hidden_bias):
+                    x = F.linear(x, weight.mT.to(dtype), bias.to(dtype)).relu()
+                blend = blend + x * shares[i][j][..., None]
+        out = F.linear(blend, last.to(blend), last_bias.to(blend))
+    return out.permute(0, 3, 1, 2)
 
 
-def _save(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.step = inputs
-    ctx.save_for_backward(*tensors)
+def _of_ensemble(
+    grad: Tensor, needs: Sequence[bool], *args: Tensor | int
+) -> Sequence[Tensor | None]:
+    *tensors, _ = args
+    if torch.is_grad_enabled():
+        # For gradients of gradients torch follows the formula itself.
+        moving = (*tensors[:3], *tensors[7:])
+        _, pull = func.vjp(
+            lambda *new: _formula(*new[:3], *tensors[3:7], *new[3:]), *moving
+        )
+        grads = pull(grad)
+    else:
+        grads = local_ensemble_backward(grad, *args)
+    return *grads[:3], *[None] * 4, *grads[3:]
 
 
-def _backward(ctx, grad: Tensor) -> tuple:
-    # For gradients of gradients the formula itself, which torch follows.
-    function = (
-        _gradients if torch.is_grad_enabled() else local_ensemble_backward
+def _tangent_of_ensemble(
+    tangents: Sequence[Tensor], *args: Tensor | int
+) -> Tensor:
+    *tensors, _ = args
+    _, tangent = func.jvp(
+        lambda *new: _formula(*new[:3], *tensors[3:7], *new[3:]),
+        (*tensors[:3], *tensors[7:]),
+        (*tangents[:3], *tangents[7:11]),
     )
-    of_codes, rows, columns, *others = function(
-        grad, *ctx.saved_tensors, ctx.step
-    )
-    return of_codes, rows, columns, None, None, None, None, *others, None
+    return tangent
 
 
-local_ensemble.register_autograd(_backward, setup_context=_save)
+local_ensemble_backward = register(_local_ensemble_backward, _empty_gradients)
+local_ensemble = Operator(_local_ensemble, _empty_answers)
+local_ensemble.differentiate(_of_ensemble, _tangent_of_ensemble)

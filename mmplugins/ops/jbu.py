@@ -1,6 +1,6 @@
 """Joint bilateral upsampling by two.
 
-B batch, C channels, D key channels, h x w map, 2h x 2w result, K = 2 r + 1
+B batch, C channels, h x w map, 2h x 2w result, K = 2 r + 1
 window, P = K * K taps row by row. Pixel centres, align_corners=False.
 
 Bicubic interpolation by two, reflection and a window of K x K pixels are one
@@ -10,22 +10,13 @@ X[x], (K, K') each, are what the taps of a row and a column read. With K' =
 the channels that they are for.
 """
 
-from math import isqrt
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
-from .adaptive_conv import (
-    adaptive_conv,
-    check_backend,
-    local_correlation,
-    scaled_conv,
-)
-
-SIMILARITIES = ('dot', 'gaussian')
+from .adaptive_conv import KERNELS, adaptive_conv, scaled_conv, window_size
+from .backends import choose_backend
+from .operators import Operator
 
 # Channels from which it pays to change the kernels instead of the map.
 _MANY = 16
@@ -35,71 +26,6 @@ _CUBIC = (
     (-0.03515625, 0.26171875, 0.87890625, -0.10546875),
     (-0.10546875, 0.87890625, 0.26171875, -0.03515625),
 )
-
-
-def joint_bilateral_kernel(
-    keys: Tensor,
-    temperature: Tensor,
-    sigma: Tensor,
-    radius: int,
-    backend: str = 'auto',
-    similarity: str = 'dot',
-) -> Tensor:
-    """Kernels that follow the guidance as in FeatUp (arXiv 2403.10516).
-
-    ``k[p] = softmax_p(t <keys_p, keys_centre>) exp(-|d_p|^2 / (2 sigma^2))``,
-    divided by its sum over the window, with offsets d in units of the radius.
-    With ``similarity='gaussian'`` the softmax is of ``-t |keys_p -
-    keys_centre|^2``, the Gaussian of classical joint bilateral upsampling
-    (Kopf et al., SIGGRAPH 2007) in the space of the keys.
-    Computed in float32 at least, for a product of keys overflows float16.
-
-    Args:
-        keys (Tensor): Projected guidance, (B, D, H, W).
-        temperature (Tensor): Scale t of the dot products, a scalar.
-        sigma (Tensor): Width of the spatial Gaussian in radii, a scalar.
-        radius (int): Radius r of the window in pixels.
-        backend (str): As in :func:`mmplugins.ops.adaptive_conv`. Defaults to
-            ``'auto'``.
-        similarity (str): One of :data:`SIMILARITIES`. Defaults to ``'dot'``.
-
-    Returns:
-        Tensor: Kernels that sum to one, (B, K * K, H, W), float32 at least.
-    """
-    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-    query = keys
-    if similarity == 'gaussian':
-        # |k_p - k_c|^2 = |k_p|^2 - 2 <k_p, k_c> + |k_c|^2; the last is the
-        # same for the whole window and leaves the softmax as it is.
-        query = torch.cat([2 * keys, -torch.ones_like(keys[:, :1])], 1)
-        keys = torch.cat([keys, keys.square().sum(1, keepdim=True)], 1)
-    padded = F.pad(keys, [radius] * 4, mode='reflect')
-    gaussian = _gaussian(sigma, radius)
-    backend = check_backend(backend, query)
-    if backend == 'triton':
-        from .adaptive_conv_triton import range_kernel
-
-        return range_kernel(
-            query=query,
-            keys=padded,
-            temperature=temperature,
-            gaussian=gaussian,
-            size=2 * radius + 1,
-        )
-    if backend == 'reference':
-        logits = temperature * local_correlation(query, padded, backend)
-        kernel = logits.softmax(1) * gaussian
-        return kernel / kernel.sum(1, keepdim=True).clamp_min(1e-7)
-    # The taps last, as they lie in memory; the scale on D values, not on P.
-    logits = local_correlation(temperature * query, padded, backend)
-    kernel = logits.movedim(1, -1).softmax(-1)
-    if torch.is_grad_enabled() or kernel.dtype != gaussian.dtype:
-        kernel = kernel * gaussian.flatten()
-        kernel = kernel / kernel.sum(-1, keepdim=True).clamp_min(1e-7)
-    else:
-        kernel *= gaussian.flatten()
-        kernel /= kernel.sum(-1, keepdim=True).clamp_min_(1e-7)
-    return kernel.movedim(-1, 1)
 
 
 def jbu_upsample(x: Tensor, kernel: Tensor, backend: str = 'auto') -> Tensor:
@@ -146,9 +72,9 @@ def bilateral_resample(
             the maps.
     """
     size = tuple(kernel.shape[-2:])
-    window = isqrt(kernel.shape[1])
+    window = window_size(kernel)
     radius = window // 2
-    if window % 2 == 0 or window**2 != kernel.shape[1]:
+    if window % 2 == 0:
         raise ValueError(
             f'kernel needs K * K taps of an odd K, got {kernel.shape[1]}'
         )
@@ -161,8 +87,10 @@ def bilateral_resample(
         rows, columns = (
             _reads(n, radius).to(kernel.device, dtype) for n in size
         )
-        kernel = _Fold.apply(kernel.to(dtype), rows, columns, radius)
-        x = _dense(x)
+        kernel = fold_kernels(kernel.to(dtype), rows, columns, radius)
+        if x.device.type == 'cpu':
+            # The products of matrices want the channels last.
+            x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         x = F.pad(x, [radius // 2 + 2] * 4, mode='replicate')
         return scaled_conv(x, kernel, 2, backend)
     x = F.interpolate(x, size, mode='bicubic', align_corners=False)
@@ -175,7 +103,7 @@ def _folds(x: Tensor, kernel: Tensor, radius: int, backend: str) -> bool:
     size = tuple(kernel.shape[-2:])
     if size != (2 * x.shape[-2], 2 * x.shape[-1]) or min(size) <= radius:
         return False
-    backend = check_backend(backend, x, kernel)
+    backend = choose_backend('jbu_upsample', backend, KERNELS, x, kernel)
     if backend == 'torch':
         return x.device.type == 'cpu' and x.shape[1] >= _MANY
     return backend == 'triton'
@@ -206,33 +134,10 @@ def _reads(pixels: int, radius: int) -> Tensor:
     return weights.scatter_(2, first[..., None] + torch.arange(4), cubic)
 
 
-class _Fold(Function):
-    """Kernels ``Y^T k X``, linear in k, (B, K' * K', H, W)."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        kernel: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        radius: int,
-    ) -> Tensor:
-        ctx.save_for_backward(rows, columns)
-        ctx.radius = radius
-        with torch.autocast(kernel.device.type, enabled=False):
-            return _fold(kernel, rows, columns, radius)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
-        rows, columns = ctx.saved_tensors
-        grad = _Fold.apply(grad, rows.mT, columns.mT, ctx.radius)
-        return grad, None, None, None
-
-
-def _fold(
+def _fold_kernels(
     kernel: Tensor, rows: Tensor, columns: Tensor, radius: int
 ) -> Tensor:
-    """Multiply every kernel by a matrix of its row and one of its column.
+    """Kernels ``Y^T k X``, with a matrix of each row and one of each column.
 
     Args:
         kernel (Tensor): Kernels, (B, K * K, H, W), H and W even.
@@ -244,14 +149,16 @@ def _fold(
     Returns:
         Tensor: Kernels, (B, K' * K', H, W).
     """
-    before, after = rows.shape[1:]
+    with torch.autocast(kernel.device.type, enabled=False):
+        return _fold(kernel, rows, columns, radius)
+
+
+def _fold(
+    kernel: Tensor, rows: Tensor, columns: Tensor, radius: int
+) -> Tensor:
+    before = rows.shape[1]
     height, width = kernel.shape[-2:]
-    out = torch.empty(
-        (kernel.shape[0], after**2, height, width),
-        dtype=kernel.dtype,
-        device=kernel.device,
-        memory_format=torch.channels_last,
-    )
+    out = _folded_like(kernel, rows, columns, radius)
     kernel, folded = kernel.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
     edge = radius + radius % 2
     top, left = min(edge, height), min(edge, width)
@@ -277,19 +184,22 @@ def _fold(
     return out
 
 
-def _dense(x: Tensor) -> Tensor:
-    """The map as the products of matrices want it."""
-    if x.device.type == 'cpu':
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
-def _gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """exp(-|d|^2 / (2 sigma^2)) on offsets d in radii, (P, 1, 1)."""
-    offset = torch.linspace(
-        -1, 1, 2 * radius + 1, device=sigma.device, dtype=sigma.dtype
+def _folded_like(
+    kernel: Tensor, rows: Tensor, columns: Tensor, radius: int
+) -> Tensor:
+    return torch.empty(
+        (kernel.shape[0], rows.shape[2] ** 2, *kernel.shape[-2:]),
+        dtype=kernel.dtype,
+        device=kernel.device,
+        memory_format=torch.channels_last,
     )
-    distance = offset[:, None] ** 2 + offset[None] ** 2  # (K, K)
-    # A width of zero would make the centre 0 / 0.
-    width = (2 * sigma**2).clamp_min(1e-6)
-    return torch.exp(-distance / width).view(-1, 1, 1)
+
+
+# Linear in the kernels; the matrices are constants.
+fold_kernels = Operator(_fold_kernels, _folded_like)
+fold_kernels.differentiate(
+    lambda grad, needs, kernel, rows, columns, radius: (
+        fold_kernels(grad, rows.mT, columns.mT, radius),
+    ),
+    lambda tangents, kernel, *how: fold_kernels(tangents[0], *how),
+)

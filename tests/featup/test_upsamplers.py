@@ -194,7 +194,7 @@ def test_bad_arguments_are_named():
         ValueError, match='radius of JBUStack must be 1 or more'
     ):
         JBUStack(2, radius=0)
-    with pytest.raises(ValueError, match='backend must be one of'):
+    with pytest.raises(ValueError, match='backend of JBUStack must be one of'):
         JBUStack(2, backend='cuda')
     with pytest.raises(ValueError, match=r'in_channels=2 .*\(1, 3, 4, 4\)'):
         JBUStack(2)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8))

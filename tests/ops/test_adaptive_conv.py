@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmplugins.ops import adaptive_conv, local_correlation
-from mmplugins.ops.adaptive_conv import check_backend
+from mmplugins.ops import adaptive_conv, local_correlation, trilinear
 
 BACKENDS = ('reference', 'torch')
 
@@ -89,7 +88,7 @@ def test_second_gradients():
 
 def test_gradients_of_many_channels(monkeypatch):
     """As products of matrices, where few are shifted maps."""
-    monkeypatch.setattr(sys.modules['mmplugins.ops.adaptive_conv'], '_FEW', 1)
+    monkeypatch.setattr(trilinear, '_FEW', 1)
     x, query = leaf(torch.randn(1, 2, 4, 6)), leaf(torch.randn(1, 2, 2, 4))
     kernel = leaf(torch.randn(1, 9, 2, 4))
     for op, args in (
@@ -101,12 +100,9 @@ def test_gradients_of_many_channels(monkeypatch):
 
 
 def test_correlation_in_blocks_is_whole(monkeypatch):
-    module = __import__(
-        'mmplugins.ops.adaptive_conv', fromlist=['adaptive_conv']
-    )
     query, keys = torch.randn(2, 7, 6, 5), torch.randn(2, 7, 8, 7)
     wanted = local_correlation(query, keys, 'reference')
-    monkeypatch.setattr(module, '_BLOCK', 2 * 6 * 5 * 2)
+    monkeypatch.setattr(trilinear, '_BLOCK', 2 * 6 * 5 * 2)
     torch.testing.assert_close(
         local_correlation(query, keys, 'torch'), wanted, rtol=1e-5, atol=1e-5
     )
@@ -130,7 +126,9 @@ def test_half_precision_sums_in_single(backend, dtype):
 
 def test_bad_input_is_named():
     x, kernel = torch.zeros(1, 2, 9, 9), torch.zeros(1, 9, 7, 7)
-    with pytest.raises(ValueError, match=r"backend must be .*got 'cuda'"):
+    with pytest.raises(
+        ValueError, match=r"backend of adaptive_conv must be .*got 'cuda'"
+    ):
         adaptive_conv(x, kernel, 'cuda')
     with pytest.raises(ValueError, match=r'K \* K taps.*got 8'):
         adaptive_conv(x, kernel[:, :8])
@@ -150,19 +148,21 @@ def test_autocast_leaves_single_precision_alone(backend):
         assert torch.equal(adaptive_conv(x, kernel, backend), wanted)
 
 
-def test_triton_is_for_a_gpu(monkeypatch):
-    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    x, kernel = torch.zeros(1, 2, 9, 9), torch.zeros(1, 9, 7, 7)
-    with pytest.raises(ValueError, match="backend must be .*got 'triton'"):
-        adaptive_conv(x, kernel, 'triton')
-    with pytest.raises(ValueError, match="backend must be .*got 'triton'"):
-        local_correlation(x[:, :, 1:-1, 1:-1], x, 'triton')
-    assert check_backend('auto', x, kernel) == 'torch'
-    module = sys.modules['mmplugins.ops.adaptive_conv']
-    monkeypatch.setattr(module, 'find_spec', lambda name: None)
-    with pytest.raises(ValueError, match='where Triton is not installed'):
-        adaptive_conv(x, kernel, 'triton')
-    assert not module._triton_works.__wrapped__(torch.device('cuda'))
+@pytest.mark.parametrize('channels', [2, trilinear._FEW])
+def test_operators_are_what_torch_asks_of_them(channels):
+    """Schemas, results of empty tensors, gradients, layouts in memory."""
+    x, kernel, g = (
+        torch.randn(1, *shape, requires_grad=True)
+        for shape in ((channels, 4, 5), (9, 2, 3), (channels, 2, 3))
+    )
+    ops = torch.ops.mmplugins
+    for op, args in (
+        (ops.gather, (x, kernel)),
+        (ops.correlate, (g, x)),
+        (ops.scatter, (g, kernel)),
+    ):
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.library.opcheck(op, (*args, 3, 1, dtype, 'torch'))
 
 
 def test_triton_is_imported_only_to_be_used():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import deform_conv2d
 
-from mmplugins.ops import deform_conv
+from mmplugins.ops import deform_conv, deform_conv_operators
 from mmplugins.ops.deform_conv import (
     ModulatedDeformConv2d,
     check_backend,
@@ -192,8 +192,8 @@ def test_parts_are_the_whole(case, monkeypatch):
     tensors = make(case, batch=5)
     args, kwargs = case[:5], dict(backend='torch')
     wanted = with_gradients(modulated_deform_conv2d, tensors, *args, **kwargs)
-    monkeypatch.setattr(deform_conv, '_PIXELS', 2 * 11 * 14)
-    monkeypatch.setattr(deform_conv, '_ROWS', 7)
+    monkeypatch.setattr(deform_conv_operators, '_PIXELS', 2 * 11 * 14)
+    monkeypatch.setattr(deform_conv_operators, '_ROWS', 7)
     got = with_gradients(modulated_deform_conv2d, tensors, *args, **kwargs)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b)

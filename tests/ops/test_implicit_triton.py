@@ -19,8 +19,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import literal_ensemble
+from torch import func
 
 from mmplugins.ops import local_ensemble
+from mmplugins.ops.triton_probe import runs
 
 ROOT = Path(__file__).parents[2]
 # The last line of what that process prints.
@@ -321,6 +323,35 @@ def second_gradients(device):
         assert_close(x, y.cpu(), 1e-4)
 
 
+@check()
+def transforms(device):
+    """Forward mode and vectorized gradients, as the formula has them."""
+    feats, layers = torch.randn(2, 1, 2, 2, 3), perceptron(2, 6, (8, 8))
+
+    def results(backend, dtype):
+        pairs = moved(layers, device, dtype)
+        many = feats.to(device, dtype)
+
+        def decode(x):
+            return local_ensemble(x, (3, 5), pairs, backend=backend)
+
+        yield from func.jvp(decode, (many[0],), (many[1],))
+        yield func.vmap(func.grad(lambda x: decode(x).pow(2).sum()))(many)
+        weight = pairs[1][0]
+
+        def of_weight(weight):
+            new = [pairs[0], (weight, pairs[1][1]), *pairs[2:]]
+            out = local_ensemble(many[0], (3, 5), new, backend=backend)
+            return out.pow(2).sum()
+
+        scaled = torch.stack([weight, 2 * weight])
+        yield func.vmap(func.grad(of_weight))(scaled)
+
+    found = results('triton', torch.float32)
+    for x, y in zip(found, results('reference', torch.float64), strict=True):
+        assert_close(x, y.cpu(), 1e-4)
+
+
 @check((torch.float32,), (torch.float16,))
 def operators(dtype, device):
     """Schemas, shapes and gradients are what torch asks of an operator."""
@@ -328,7 +359,7 @@ def operators(dtype, device):
 
     args = operands(device)
     args[0] = args[0].detach().to(dtype).requires_grad_()
-    torch.library.opcheck(implicit_triton.local_ensemble, args)
+    torch.library.opcheck(torch.ops.mmplugins.local_ensemble, args)
     args = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
     grad = torch.randn(2, 2, 4, 9, device=device)
     torch.library.opcheck(
@@ -442,7 +473,9 @@ def test_native(name):
 def test_auto_is_triton_on_a_gpu():
     from mmplugins.ops import implicit_triton
 
-    assert implicit_triton.works_on(torch.cuda.current_device())
+    for dtype in implicit_triton.DTYPES:
+        index = torch.cuda.current_device()
+        assert runs('implicit_triton', index, dtype)
     feats, layers = torch.randn(1, 5, 4, 6).cuda(), perceptron(5)
     layers = moved(layers, 'cuda')
     out, wanted = (
