@@ -126,5 +126,6 @@ class SSEN(BaseModule):
         for estimator, conv in zip(self.estimators, self.convs):
             sampling = estimator(feat, ref_feat)
             ref_feat = conv(ref_feat, *sampling)
-            aux.append(sampling)
+            if return_aux:
+                aux.append(sampling)
         return (ref_feat, aux) if return_aux else ref_feat

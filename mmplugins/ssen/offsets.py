@@ -6,6 +6,7 @@ taps row by row, group by group.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -45,10 +46,14 @@ class _Upsample(nn.Module):
         else:
             self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        if self.mode == 'transpose':
-            return self.conv(x, output_size=size)
-        return self.conv(F.interpolate(x, size, mode='bilinear'))
+    def forward(self, parts: Sequence[Tensor], size: torch.Size) -> Tensor:
+        """Enlarge maps that lie beside each other."""
+        if self.mode == 'bilinear':
+            parts = [F.interpolate(x, size, mode='bilinear') for x in parts]
+            return _conv_parts(self.conv, parts)
+        if parts[0].device.type == 'cpu':
+            return _transposed_conv_parts(self.conv, parts, size)
+        return self.conv(torch.cat(parts, 1), output_size=size)
 
 
 @MODELS.register_module()
@@ -175,8 +180,8 @@ class DynamicOffsetEstimator(BaseModule):
         for attend, up in zip(self.attend, self.up):
             x = _attend(attend, x)
             skip = downs.pop()
-            x = torch.cat([x, skip], 1) if self.skip == 'concat' else x + skip
-            x = self._activate(up(x, sizes.pop()))
+            parts = (x, skip) if self.skip == 'concat' else (x + skip,)
+            x = self._activate(up(parts, sizes.pop()))
         # Half precision would round the offsets of a large map to pixels.
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
@@ -199,6 +204,55 @@ def _conv_parts(conv: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
     for x, weight in zip(parts, weights):
         bias = conv.bias if out is None else None
         new = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+        out = new if out is None else out.add_(new)
+    return out
+
+
+def _transposed_conv_parts(
+    conv: nn.ConvTranspose2d, parts: Sequence[Tensor], size: Sequence[int]
+) -> Tensor:
+    """The same of a transposed one, 3x3 with stride two and padding one.
+
+    Even rows of the result read the kernel's middle one, odd ones the two
+    others: four small convolutions. On a CPU torch would hold the products of
+    all nine taps at once.
+    """
+    taps = ([1], [2, 0])
+    out = None
+    for top, left in product((0, 1), repeat=2):
+        kernel = conv.weight[:, :, taps[top]][..., taps[left]]
+        area = [(n - first + 1) // 2 for n, first in zip(size, (top, left))]
+        if min(area) < 1:  # a single row has no odd ones
+            continue
+        phase = _conv_windows(parts, kernel, conv.bias, area)
+        if out is None:
+            last = phase.is_contiguous(memory_format=torch.channels_last)
+            form = torch.channels_last if last else torch.contiguous_format
+            shape = (*phase.shape[:2], *size)
+            out = torch.empty(
+                shape,
+                dtype=phase.dtype,
+                device=phase.device,
+                memory_format=form,
+            )
+        out[..., top::2, left::2] = phase
+    return out
+
+
+def _conv_windows(
+    parts: Sequence[Tensor], kernel: Tensor, bias: Tensor, area: Sequence[int]
+) -> Tensor:
+    """Convolve windows from the first pixel on; beyond the border is zero."""
+    out = None
+    below, beside = (
+        n + k - 1 - m
+        for n, k, m in zip(area, kernel.shape[-2:], parts[0].shape[-2:])
+    )
+    weights = kernel.transpose(0, 1).split([x.shape[1] for x in parts], 1)
+    for x, weight in zip(parts, weights):
+        if below or beside:  # also what is too much
+            x = F.pad(x, (0, beside, 0, below))
+        new = F.conv2d(x, weight, bias if out is None else None)
         out = new if out is None else out.add_(new)
     return out
 

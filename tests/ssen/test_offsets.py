@@ -177,7 +177,30 @@ def test_bilinear_upsampling_then_convolves():
     x = torch.randn(1, 16, 3, 4).double()
     wanted = F.interpolate(x, (5, 8), mode='bilinear', align_corners=False)
     wanted = F.conv2d(wanted, up.conv.weight, up.conv.bias, padding=1)
-    torch.testing.assert_close(up(x, (5, 8)), wanted)
+    parts = x.split([6, 10], 1)
+    torch.testing.assert_close(up(parts, (5, 8)), wanted)
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('sides', [(1, 2), (4, 3)])
+def test_transposed_upsampling_is_that_of_torch(sides, last):
+    """Of maps beside each other, of either size that halves to theirs."""
+    up = build().up[0].double()
+    x = torch.randn(2, 16, *sides).double()
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for odd in (0, 1):
+        size = [2 * n - odd for n in sides]
+        wanted = up.conv(x, output_size=size)
+        out = up(x.split([6, 10], 1), size)
+        torch.testing.assert_close(out, wanted)
+        weights = (up.conv.weight, up.conv.bias)
+        for grad, want in zip(
+            torch.autograd.grad(out.sin().sum(), weights),
+            torch.autograd.grad(wanted.sin().sum(), weights),
+            strict=True,
+        ):
+            torch.testing.assert_close(grad, want)
 
 
 @pytest.mark.parametrize('upsample', ['transpose', 'bilinear'])
