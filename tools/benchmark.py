@@ -1,193 +1,92 @@
 """Measure speed and memory of every backend against the published formula.
 
-For each case: the median time, the peak memory that one call adds, and how far
-the result is from the reference's. See docs/performance.md.
+For each case: the median time, the peak memory that one call adds, how far
+the result is from the reference's, and whether 'auto' meets its aims. See
+docs/performance.md.
 """
 
 import argparse
-import platform
-import re
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
-import mmcv
 import torch
-from benchmarks import crm, featup, ssen
-from benchmarks.measure import measure
+from benchmarks import crm, featup, ssen, startup
+from benchmarks.measure import DEVICES, Case, measure
+from benchmarks.report import (
+    COLUMNS,
+    judge,
+    missed,
+    summary,
+    table,
+    updated,
+)
 
 from mmplugins.apis import launch
 from mmplugins.apis.predictions import write_metrics
 
-GROUPS = dict(
-    jbu=featup.CASES,
-    deform_conv=ssen.DEFORM_CONV,
-    non_local=ssen.NON_LOCAL,
-    crm=crm.CASES,
-    ssen=ssen.CASES,
-)
-NAMES = (*GROUPS, 'import')
-DEVICES = ('cpu', 'cuda')
-COLUMNS = ('case', 'backend', 'ms', 'peak MiB', 'difference', 'time', 'memory')
-# Times that Python starts for the case `import`.
-STARTS = 21
-# No less memory than a page in a ratio, in MiB.
-PAGE = 2**-8
+GROUPS = {
+    'jbu': featup.CASES,
+    'deform_conv': ssen.DEFORM_CONV,
+    'non_local': ssen.NON_LOCAL,
+    'crm': crm.CASES,
+    'ssen': ssen.CASES,
+    'import': startup.CASES,
+}
 
 
-def run(names: Iterable[str], device: str, quick: bool) -> list[dict]:
-    """Measure groups of cases and print their rows, as of ``measure``."""
-    rows = []
+def select(names: Sequence[str], device: str) -> list[Case]:
+    """Cases to measure, each once and in the table's order.
 
-    def add(new: list[dict]) -> None:
-        rows.extend(new)
-        for cells in table(new):
-            print(_line(cells), flush=True)
+    Args:
+        names (Sequence[str]): Groups and cases; none are all.
+        device (str): 'cpu' or 'cuda'.
 
-    print(_line(COLUMNS))
+    Raises:
+        ValueError: If there is no such group or case on the device.
+    """
+    groups = {
+        group: [case.name for case in cases if device in case.devices]
+        for group, cases in GROUPS.items()
+    }
+    # A name of both, as `non_local`, is the group.
+    members = {name: [name] for group in groups.values() for name in group}
+    members = {**members, **groups}
     for name in names:
-        if name == 'import':
-            add([measure_import(quick)])
-        for case in GROUPS.get(name, ()):
-            add(measure(case, torch.device(device), quick))
+        if name not in members:
+            valid = tuple(dict.fromkeys([*groups, *members]))
+            raise ValueError(
+                f'names must be of {valid} on {device}, got {name!r}'
+            )
+    wanted = {case for name in names or groups for case in members[name]}
+    return [
+        case
+        for cases in GROUPS.values()
+        for case in cases
+        if case.name in wanted
+    ]
+
+
+def run(cases: Sequence[Case], device: str, quick: bool) -> list[dict]:
+    """Measure cases and print their rows, as of ``measure``."""
+    rows = []
+    print(_line(COLUMNS))
+    for case in cases:
+        if case.prepare is None:
+            new = [startup.measure_import(quick)]
+        else:
+            new = measure(case, torch.device(device), quick)
+        rows.extend(new)
+        # Small work says nothing about aims.
+        aims = {} if quick else judge([case], device, new)
+        for cells in table(new, aims):
+            print(_line(cells), flush=True)
     return rows
 
 
-def measure_import(quick: bool, module: str = 'mmplugins') -> dict:
-    """Row of what an import adds to the start of Python.
-
-    Raises:
-        ValueError: If it fails or imports torch.
-    """
-    statement = f'import {module}'
-    check = f"{statement}, sys; print('torch' in sys.modules)"
-    try:
-        loaded = subprocess.run(
-            [sys.executable, '-c', check],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    except subprocess.CalledProcessError as error:
-        raise ValueError(
-            f'{statement}: {error.stderr.splitlines()[-1]}'
-        ) from error
-    if loaded.strip() != 'False':
-        raise ValueError(f'{statement} imports torch')
-    seconds = {'pass': [], statement: []}
-    for _ in range(1 if quick else STARTS):
-        for code, times in seconds.items():
-            begin = time.perf_counter()
-            subprocess.run([sys.executable, '-c', code], check=True)
-            times.append(time.perf_counter() - begin)
-    alone, whole = (median(times) for times in seconds.values())
-    return dict(
-        case='import',
-        backend='auto',
-        ms=1000 * (whole - alone),
-        peak_mib=None,
-        max_rel_diff=None,
-    )
-
-
-def summary(device: str, rows: Sequence[dict]) -> dict:
-    """Rows, and for each case what 'auto' saves: reference / auto."""
-    savings = dict(ms={}, peak_mib={})
-    for row in rows:
-        for key, values in savings.items():
-            saved = ratio(rows, row, key)
-            if row['backend'] == 'auto' and saved is not None:
-                values[row['case']] = saved
-    return dict(
-        device=device,
-        rows=rows,
-        speedup=savings['ms'],
-        memory=savings['peak_mib'],
-    )
-
-
-def ratio(rows: Sequence[dict], row: dict, key: str) -> float | None:
-    """A figure of the reference over that of a row; None without either."""
-    for other in rows:
-        if other['case'] == row['case'] and other['backend'] == 'reference':
-            if None in (other[key], row[key]):
-                return None
-            return other[key] / max(row[key], PAGE)
-    return None
-
-
-def table(rows: Sequence[dict]) -> list[list[str]]:
-    """Cells of each row, as of ``COLUMNS``."""
-    lines = []
-    for row in rows:
-        ratios = [None, None]
-        if row['backend'] != 'reference':
-            ratios = [ratio(rows, row, key) for key in ('ms', 'peak_mib')]
-        figures = zip(
-            (row['ms'], row['peak_mib'], row['max_rel_diff'], *ratios),
-            ('.1f', '.1f', '.1e', '.1f', '.1f'),
-            ('', '', '', ' x', ' x'),
-        )
-        lines.append(
-            [
-                row['case'],
-                row['backend'],
-                *(
-                    '' if value is None else f'{value:{form}}{unit}'
-                    for value, form, unit in figures
-                ),
-            ]
-        )
-    return lines
-
-
-def machine(device: str) -> str:
-    """What ran: its processor, and versions."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        found = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text())
-        name = found[1] if found else name
-    name = f'{name}, {torch.get_num_threads()} threads'
-    if device == 'cuda':
-        name = f'{torch.cuda.get_device_name()}; {name}'
-    return (
-        f'{name}; torch {torch.__version__}, mmcv {mmcv.__version__}, float32'
-    )
-
-
-def markdown(device: str, rows: Sequence[dict]) -> str:
-    """The table as Markdown, below the name of the machine."""
-    rules = ['---'] * 2 + ['---:'] * (len(COLUMNS) - 2)
-    lines = [COLUMNS, rules, *table(rows)]
-    text = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-    return f'{machine(device)}\n\n{text}'
-
-
-def updated(path: str, device: str, text: str) -> str:
-    """Text of a file with the part for a device replaced.
-
-    Raises:
-        ValueError: If the file is not there or has no such part.
-    """
-    launch.require_file('--markdown', path)
-    whole = Path(path).read_text()
-    begin, end = f'<!-- benchmark: {device} -->\n', '<!-- end -->'
-    head, found, rest = whole.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(
-            f'--markdown {path} has no {begin.strip()} ... {end} to replace'
-        )
-    return f'{head}{begin}{text}{end}{tail}'
-
-
 def _line(cells: Sequence[str]) -> str:
-    first, second, *others = cells
-    return f'{first:<20}{second:<10}' + ''.join(f'{c:>12}' for c in others)
+    first, second, *others, last = cells
+    figures = ''.join(f'{cell:>12}' for cell in others)
+    return f'{first:<20}{second:<10}{figures}  {last}'.rstrip()
 
 
 def parse_args() -> argparse.Namespace:
@@ -195,21 +94,24 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add('names', nargs='*', help=f'{", ".join(NAMES)}; all by default')
+    groups = ', '.join(GROUPS)
+    add('names', nargs='*', help=f'{groups}, or cases of them; all by default')
     add('--device', default='cpu', help='cpu or cuda; cpu by default')
     add('--quick', action='store_true', help='small sizes and one run')
     add('--json', metavar='FILE', help='write rows and ratios')
-    add('--markdown', metavar='FILE', help='replace the table in a document')
+    add(
+        '--markdown',
+        metavar='FILE',
+        help='replace the rows of the table in a document',
+    )
     return parser.parse_args()
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for what cannot be run or written."""
-    for name in args.names:
-        if name not in NAMES:
-            raise ValueError(f'names must be of {NAMES}, got {name!r}')
     if args.device not in DEVICES:
         raise ValueError(f'--device must be of {DEVICES}, got {args.device!r}')
+    cases = select(args.names, args.device)
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda needs a GPU, torch finds none')
     launch.require_writable('--json', args.json)
@@ -218,24 +120,37 @@ def check_args(args: argparse.Namespace) -> None:
             raise ValueError(
                 '--markdown needs the sizes of a full run, got --quick'
             )
-        updated(args.markdown, args.device, '')
+        _document(args, cases, [])
+
+
+def _document(
+    args: argparse.Namespace, cases: Sequence[Case], rows: Sequence[dict]
+) -> str:
+    """Text of the document with these rows."""
+    return updated(
+        args.markdown,
+        args.device,
+        table(rows, judge(cases, args.device, rows) if rows else {}),
+        [case.name for case in cases],
+        [case.name for case in select((), args.device)],
+    )
 
 
 def main() -> None:
     args = parse_args()
     try:
         check_args(args)
-        names = dict.fromkeys(args.names) or NAMES
-        rows = run(names, args.device, args.quick)
+        cases = select(args.names, args.device)
+        rows = run(cases, args.device, args.quick)
     except ValueError as error:
         raise SystemExit(f'error: {error}') from error
+    line = '' if args.quick else missed(judge(cases, args.device, rows))
+    if line:
+        print(line)
     if args.json:
         write_metrics(summary(args.device, rows), args.json)
     if args.markdown:
-        text = markdown(args.device, rows)
-        Path(args.markdown).write_text(
-            updated(args.markdown, args.device, text)
-        )
+        Path(args.markdown).write_text(_document(args, cases, rows))
 
 
 if __name__ == '__main__':

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mmplugins import crm
 from mmplugins.ops import local_ensemble
-from mmplugins.ops.implicit import BACKENDS
+from mmplugins.ops.backends import BACKENDS
 
-from .measure import Call, Case, named, without_gradients
+from .measure import Aim, Call, Case, named, without_gradients
 
 _SCALES = (0.125, 0.25, 0.5, 1.0)
 # Targets that the published code decodes at once.
@@ -36,23 +36,28 @@ def _networks(device: torch.device) -> list[str]:
     return ['reference', 'auto']
 
 
-def _decode(backend: str, device: torch.device, quick: bool) -> Call:
-    """The four stages of a square image."""
-    pixels = _SIZES[quick]
+def _decode(
+    backend: str,
+    device: torch.device,
+    quick: bool,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+) -> Call:
+    """The four stages of an image."""
+    size = sizes[quick]
     widths = [256 + 6, 32, 32, 32, 32, 1]
     layers = _layers([nn.Linear(*pair) for pair in pairwise(widths)])
     layers = [tuple(t.to(device) for t in layer) for layer in layers]
     maps = []
     for scale in _SCALES:
-        cells = round(pixels * scale) // 2
-        maps.append(torch.randn(1, 256, cells, cells).to(device))
+        cells = [round(pixels * scale) // 2 for pixels in size]
+        maps.append(torch.randn(1, 256, *cells).to(device))
     chunk = _CHUNK if backend == 'reference' else None
 
     def decode() -> Tensor:
         return torch.cat(
             [
                 local_ensemble(
-                    feats, (pixels,) * 2, layers, chunk=chunk, backend=backend
+                    feats, size, layers, chunk=chunk, backend=backend
                 )
                 for feats in maps
             ]
@@ -148,6 +153,25 @@ class _Published(nn.Module):
 
 
 CASES = (
-    Case('crm_decode', _backends, _decode),
-    Case('crm_refine', _networks, _refine, tolerance=1e-3),
+    Case(
+        'crm_decode',
+        _backends,
+        partial(_decode, sizes=((1024, 1024), (64, 64))),
+        aims=dict(cpu=Aim(time=15, memory=10)),
+    ),
+    # Two at once, for each holds 2.8 GB of features.
+    Case(
+        'crm_decode_4k',
+        _networks,
+        partial(_decode, sizes=((2160, 3840), (48, 64))),
+        aims=dict(cuda=Aim(time=20)),
+        devices=['cuda'],
+    ),
+    Case(
+        'crm_refine',
+        _networks,
+        _refine,
+        tolerance=1e-3,
+        aims=dict(cpu=Aim(time=6)),
+    ),
 )

@@ -5,7 +5,7 @@ import gc
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -37,7 +37,26 @@ _PRELOAD = [
     'mmplugins.ssen',
 ]
 
+# No backend but a plain copy, in the same run: what memory alone allows.
+COPY = 'copy'
+DEVICES = ('cpu', 'cuda')
+
 Call = Callable[[], tuple[Tensor, ...]]
+
+
+class Aim(NamedTuple):
+    """What 'auto' is to reach on a device; None is what has no aim."""
+
+    time: float | None = None
+    """The reference's time over its own, at least."""
+    memory: float | None = None
+    """The reference's peak over its own, at least."""
+    ms: float | None = None
+    """Its time stays below."""
+    copies: float | None = None
+    """Its time over that of a plain copy, at most."""
+    backend: str | None = None
+    """The backend that it is."""
 
 
 class Case(NamedTuple):
@@ -49,13 +68,19 @@ class Case(NamedTuple):
     name: str
     backends: Callable[[torch.device], Sequence[str]]
     """Those that run on a device; 'reference' first, if there is one."""
-    prepare: Callable[[str, torch.device, bool], Call]
+    prepare: Callable[[str, torch.device, bool], Call] | None
     """The work of a backend on a device, small or not, with its weights and
-    inputs loaded."""
+    inputs loaded; None for the import, which is timed elsewhere."""
     tolerance: float = 1e-4
     """Difference allowed, as a share of the reference's largest value."""
     budget: float = inf
     """MiB that a call may need beyond its inputs and its output."""
+    aims: Mapping[str, Aim] = {}
+    """By device. They are judged where they are printed, and nowhere else."""
+    devices: Sequence[str] = DEVICES
+    """Those that it is measured on."""
+    resolve: Callable[[torch.device], str] | None = None
+    """Which backend 'auto' is on a device, for an aim at it."""
 
 
 def named(backends: Sequence[str], device: torch.device) -> list[str]:
@@ -129,7 +154,11 @@ def measure(case: Case, device: torch.device, quick: bool) -> list[dict]:
             expected = outputs
             if first > SLOW:
                 seconds[backend].append(first)
-        differences[backend] = _compare(case, backend, outputs, expected)
+        differences[backend] = (
+            None
+            if backend == COPY
+            else _compare(case, backend, outputs, expected)
+        )
     del expected, outputs
     again = [name for name in calls if not seconds[name]]
     # In turns, so that what slows the machine down for a while slows all.
@@ -274,11 +303,13 @@ def peak_rise(call: Call, device: torch.device) -> float | None:
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     _FORGET.write_text('5')
-    before = _memory('VmRSS')
+    before, code = _memory('VmRSS'), _memory('RssFile')
     outputs = call()
+    # Code of libraries that runs for the first time is in their files.
+    code = _memory('RssFile') - code
     after = _memory('VmHWM')
     del outputs
-    return max(0.0, after - before)
+    return max(0.0, after - before - max(0.0, code))
 
 
 def _peak(

@@ -19,7 +19,14 @@ from mmplugins.ops import (
     modulated_deform_conv2d,
 )
 
-from .measure import Call, Case, named, with_gradients, without_gradients
+from .measure import (
+    Aim,
+    Call,
+    Case,
+    named,
+    with_gradients,
+    without_gradients,
+)
 
 _CHANNELS = 64
 # Small images, rows and columns.
@@ -136,12 +143,21 @@ def _network(model: nn.Module, backend: str) -> nn.Module:
     return model.to(memory_format=torch.contiguous_format)
 
 
+_resolve = partial(deform_conv.check_backend, 'auto')
 DEFORM_CONV = (
-    Case('deform_conv_forward', _deform_backends, _deform),
+    Case(
+        'deform_conv_forward',
+        _deform_backends,
+        _deform,
+        aims=dict(cpu=Aim(time=4), cuda=Aim(backend='mmcv')),
+        resolve=_resolve,
+    ),
     Case(
         'deform_conv_train',
         _deform_backends,
         partial(_deform, train=True),
+        aims=dict(cpu=Aim(time=8), cuda=Aim(backend='mmcv')),
+        resolve=_resolve,
     ),
 )
 NON_LOCAL = (
@@ -149,15 +165,30 @@ NON_LOCAL = (
         'non_local',
         _non_local_backends,
         partial(_non_local, sizes=(128, 16)),
+        aims=dict(cpu=Aim(time=1.7, memory=10)),
     ),
-    # The reference would need 31 GB.
+    # The reference would need 31 GB; what grows with the pixels, not with
+    # their square, stays far below the budget.
     Case(
         'non_local_large',
         _only_auto,
         partial(_non_local, sizes=(250, 24)),
+        budget=256,
     ),
 )
 CASES = (
-    Case('ssen_align', _networks, _align, tolerance=1e-3),
-    Case('ssen_forward', _networks, _forward, tolerance=1e-3),
+    Case(
+        'ssen_align',
+        _networks,
+        _align,
+        tolerance=1e-3,
+        aims=dict(cpu=Aim(time=3, memory=6)),
+    ),
+    Case(
+        'ssen_forward',
+        _networks,
+        _forward,
+        tolerance=1e-3,
+        aims=dict(cpu=Aim(time=1.8)),
+    ),
 )
