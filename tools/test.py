@@ -42,12 +42,12 @@ def main() -> None:
         launch.require_checkpoint(args.checkpoint)
         cfg = launch.read_config(args)
         cfg.load_from = None if args.checkpoint == 'none' else args.checkpoint
+        if args.refine:
+            launch.enable_refine(cfg, *args.refine)
         if args.show_dir:
             launch.enable_pictures(cfg, args.show_dir)
         if args.tta:
             launch.enable_tta(cfg)
-        if args.refine:
-            launch.enable_refine(cfg, *args.refine)
         launch.require_folder('--out', args.out)
         launch.require_folder('--show-dir', args.show_dir)
         launch.require_writable('--metrics', args.metrics)

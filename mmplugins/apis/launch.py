@@ -23,6 +23,7 @@ from .inputs import check_inputs
 
 _REFINED = 'mmplugins.RefinedSegmentor'
 _REFINEMENT = 'mmplugins.MaskRefinementMetric'
+_SHEETS = 'mmplugins.RefinementVisualizationHook'
 
 
 class KeyValueAction(DictAction):
@@ -285,13 +286,27 @@ def enable_refine(cfg: Config, config: str, checkpoint: str) -> None:
         )
     if not cfg.get('model'):
         raise ValueError('--refine needs model in the config')
-    if cfg.model.get('type') == _REFINED:
+    kind = cfg.model.get('type')
+    if kind == _REFINED:
         raise ValueError(f'--refine: model of the config is {_REFINED} itself')
+    if _is_refiner(kind):
+        raise ValueError(
+            f'--refine needs a config of a segmentor, model of {cfg.filename} '
+            f'is {kind}, which refines by itself: test it without --refine'
+        )
     refiner = _read_refiner(config, checkpoint)
     options = {'type': _REFINED, **_as_dict(cfg.get('refined_model'))}
     cfg.model = ConfigDict(**options, module=cfg.model, refiner=refiner)
     if cfg.get('test_evaluator'):
         cfg.test_evaluator = _with_metric(cfg)
+
+
+def _is_refiner(kind: object) -> bool:
+    """Whether a type of model refines given masks, as CRM's does."""
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry('mmseg') as registry:
+            kind = registry.get(kind)
+    return callable(getattr(kind, 'refine', None))
 
 
 def _read_refiner(config: str, checkpoint: str) -> ConfigDict:
@@ -358,24 +373,36 @@ def _with_metric(cfg: Config) -> list | ConfigDict:
     """Evaluator of a test, and figures before and after refinement."""
     evaluator = cfg.test_evaluator
     whole = isinstance(evaluator, dict) and 'metrics' in evaluator
-    metrics = evaluator.metrics if whole else evaluator
-    metrics = [metrics] if isinstance(metrics, dict) else [*metrics]
+    metrics = _metrics(cfg)
     if not any(
         one.get('type') == _REFINEMENT or one.get('format_only')
         for one in metrics
     ):
-        dataset = _as_dict(_as_dict(cfg.get('test_dataloader')).get('dataset'))
-        known = [one.get('ignore_index') for one in [*metrics, dataset]]
-        known = [index for index in known if index is not None]
-        ignored = known[0] if known else 255
+        ignored = _ignored_label(cfg)
         metrics.append(ConfigDict(type=_REFINEMENT, ignore_index=ignored))
     return ConfigDict({**evaluator, 'metrics': metrics}) if whole else metrics
+
+
+def _ignored_label(cfg: Config) -> int:
+    """Label that the metrics of a test ignore."""
+    dataset = _as_dict(_as_dict(cfg.get('test_dataloader')).get('dataset'))
+    known = [one.get('ignore_index') for one in [*_metrics(cfg), dataset]]
+    return next((index for index in known if index is not None), 255)
+
+
+def _metrics(cfg: Config) -> list:
+    """Metrics of a test, however many."""
+    evaluator = cfg.get('test_evaluator') or []
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        evaluator = evaluator.metrics
+    return [evaluator] if isinstance(evaluator, dict) else [*evaluator]
 
 
 def enable_pictures(cfg: Config, folder: str) -> None:
     """Draw predictions with the host's own hook (``--show-dir``).
 
-    Class activation maps, which mmpretrain's does not draw, with ours.
+    Class activation maps, and predictions before they were refined, which the
+    hosts' do not draw, with ours.
 
     Args:
         cfg (Config): Config to change.
@@ -402,14 +429,11 @@ def enable_pictures(cfg: Config, folder: str) -> None:
         hooks.visualization = dict(
             type='SegVisualizationHook', draw=True, interval=1
         )
+        if model == _REFINED:
+            hook = dict(type=_SHEETS, interval=1)
+            _replace_hook(cfg, hook | dict(ignore_index=_ignored_label(cfg)))
     elif scope == 'mmagic':
-        others = [
-            hook
-            for hook in cfg.get('custom_hooks') or []
-            if hook.get('type') != 'BasicVisualizationHook'
-        ]
-        hook = dict(type='BasicVisualizationHook', interval=1)
-        cfg.custom_hooks = [*others, hook]
+        _replace_hook(cfg, dict(type='BasicVisualizationHook', interval=1))
     else:
         raise ValueError(
             '--show-dir draws for default_scope mmseg, mmpretrain or mmagic, '
@@ -417,6 +441,16 @@ def enable_pictures(cfg: Config, folder: str) -> None:
         )
     cfg.visualizer.save_dir = folder
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+
+
+def _replace_hook(cfg: Config, hook: dict) -> None:
+    """Add a hook to the custom ones, in place of others of its type."""
+    others = [
+        one
+        for one in cfg.get('custom_hooks') or []
+        if one.get('type') != hook['type']
+    ]
+    cfg.custom_hooks = [*others, hook]
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -76,8 +76,7 @@ def read_probability(path: str) -> np.ndarray:
     Raises:
         ValueError: If there is no such file or it is no mask.
     """
-    values, indexed = _read(path)
-    return as_probability(values > 0 if indexed else values)
+    return _probability(path, *_read(path))
 
 
 def read_truth(path: str) -> np.ndarray:
@@ -96,8 +95,7 @@ def read_truth(path: str) -> np.ndarray:
     values, indexed = _read(path)
     if (values == 1).any() and np.isin(values, (0, 1, IGNORE_INDEX)).all():
         return values.astype(np.uint8)
-    soft = as_probability(values > 0 if indexed else values)
-    return (soft > 0.5).astype(np.uint8)
+    return (_probability(path, values, indexed) > 0.5).astype(np.uint8)
 
 
 def read_labels(path: str) -> np.ndarray:
@@ -260,9 +258,12 @@ def _is_turned(path: str) -> bool:
 def _read(path: str) -> tuple[np.ndarray, bool]:
     """Values (H, W) of a file, and whether they index a palette."""
     require_file('mask', path)
+    return read_mask(path)
+
+
+def _probability(path: str, values: np.ndarray, indexed: bool) -> np.ndarray:
+    """Values of a file as a probability."""
     try:
-        return read_mask(path)
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow has many for damaged files
-        raise ValueError(f'{path} is not a mask that Pillow reads') from error
+        return as_probability(values > 0 if indexed else values)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from numbers import Number
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch.utils.data import DataLoader, Dataset
 
 
 class SavePredictionsHook(Hook):
@@ -25,6 +27,9 @@ class SavePredictionsHook(Hook):
     (``mmplugins.GuidedImageClassifier``) ``.npy`` of the network's input.
     Of several test sets (mmagic) each has a numbered folder.
 
+    Files are named after their images; where images of a set have equal names,
+    as frames of videos do, their folders are kept as well.
+
     Args:
         out_dir (str): Folder to write to.
     """
@@ -35,10 +40,16 @@ class SavePredictionsHook(Hook):
         self.out_dir = Path(out_dir)
         self._folder = self.out_dir
         self._sources: dict[Path, str] = {}
+        self._sets: list[dict[str, str]] = []
+        self._names: dict[str, str] = {}
 
     def before_test(self, runner: Runner) -> None:
         """Make the folder; lines of an earlier run go."""
         self._sources.clear()
+        self._sets = [
+            _choose_names(_images(x.dataset)) for x in _loaders(runner)
+        ]
+        self._names = self._sets[0] if len(self._sets) == 1 else {}
         self.out_dir.mkdir(parents=True, exist_ok=True)
         if is_main_process():
             (self.out_dir / 'predictions.jsonl').unlink(missing_ok=True)
@@ -52,12 +63,12 @@ class SavePredictionsHook(Hook):
         outputs: Sequence[BaseDataElement] | None = None,
     ) -> None:
         """Write the predictions of one batch."""
-        loop = getattr(runner, 'test_loop', None)
-        loaders = getattr(loop, 'dataloaders', ())
+        loaders = _loaders(runner)
         if len(loaders) > 1:
-            sets = [loader is loop.dataloader for loader in loaders]
-            self._folder = self.out_dir / str(sets.index(True))
-            self._folder.mkdir(exist_ok=True)
+            sets = [x is runner.test_loop.dataloader for x in loaders]
+            index = sets.index(True)
+            self._folder = self.out_dir / str(index)
+            self._names = self._sets[index]
         for sample in outputs or ():
             self._write(sample)
 
@@ -94,10 +105,12 @@ class SavePredictionsHook(Hook):
             )
 
     def _target(self, sample: BaseDataElement, suffix: str) -> Path:
-        """File of a prediction, named after its image alone."""
+        """File of a prediction, named after its image."""
         source = _source(sample)
+        name = self._names.get(os.path.abspath(source)) or Path(source).stem
         # Not with_suffix: a stem may hold dots of its own.
-        path = self._folder / (Path(source).stem + suffix)
+        path = self._folder / (name + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
         other = self._sources.setdefault(path, source)
         if other != source:
             raise ValueError(
@@ -166,11 +179,55 @@ def _classes(sample: BaseDataElement) -> dict:
 
 
 def _source(sample: BaseDataElement) -> str:
+    source = _find_source(sample)
+    if source is None:
+        raise ValueError('--out names files after img_path, gt_path or key')
+    return source
+
+
+def _find_source(sample: BaseDataElement | dict) -> str | None:
     for key in ('img_path', 'gt_path', 'key'):
         name = sample.get(key)
         if name:
             return str(name[0] if isinstance(name, list) else name)
-    raise ValueError('--out names files after img_path, gt_path or key')
+    return None
+
+
+def _loaders(runner: Runner) -> Sequence[DataLoader]:
+    """Data loaders of a test; mmagic's has several."""
+    loop = getattr(runner, 'test_loop', None)
+    if hasattr(loop, 'dataloaders'):
+        return loop.dataloaders
+    return [loop.dataloader] if loop else []
+
+
+def _images(dataset: Dataset) -> list[str]:
+    """What predictions of a data set will be named after, where it tells."""
+    if not hasattr(dataset, 'get_data_info'):
+        return []
+    infos = map(dataset.get_data_info, range(len(dataset)))
+    return [x for x in map(_find_source, infos) if x is not None]
+
+
+def _choose_names(images: Iterable[str]) -> dict[str, str]:
+    """A name for each image, by its absolute path, without a suffix.
+
+    The shortest that tells all apart: its own, that in its folder below the
+    one that all share, or that with the image's suffix.
+    """
+    paths = {Path(os.path.abspath(x)) for x in images}
+    if not paths:
+        return {}
+    root = os.path.commonpath([x.parent for x in paths])
+    for name in (
+        lambda x: x.stem,
+        lambda x: str(x.relative_to(root).with_suffix('')),
+        lambda x: str(x.relative_to(root)),
+    ):
+        names = {str(x): name(x) for x in paths}
+        if len({*names.values()}) == len(names):
+            break
+    return names
 
 
 def _imwrite(path: Path, image: np.ndarray) -> None:

@@ -40,6 +40,8 @@ __all__ = ['MaskRefiner', 'add_arguments', 'run']
 MEMORY_OPTION = '--tile'
 
 _Scores = tuple[float, float]
+# Labels of a map that an error lists.
+_SHOWN = 20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -81,7 +83,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs='+',
         type=int,
         metavar='LABEL',
-        help='refine only these classes of label maps',
+        help='refine only these classes of label maps; says which of them a '
+        'map lacks',
     )
     parser.add_argument(
         '--scales',
@@ -140,6 +143,7 @@ def run(args: Namespace) -> None:
         args.band,
     )
     _check_targets(found, args.out_dir, len(refiner.scales) * args.save_stages)
+    held = {}
     for files in found:
         _, mask, _ = _read(files, labels, args.resize_mask)
         if not labels and mask.max(initial=0) < 0.5:
@@ -147,6 +151,11 @@ def run(args: Namespace) -> None:
                 f'{files.mask} has no foreground, its highest share is '
                 f'{mask.max(initial=0):.2f}: of a label map say --label-map'
             )
+        if args.classes is not None:
+            present = np.unique(mask[mask != IGNORE_INDEX])
+            held[files.mask] = present.tolist()
+    if args.classes is not None:
+        _tell_classes(held, args.classes)
     Path(args.out_dir).mkdir(parents=True, exist_ok=True)
     scores = [_refine_files(refiner, files, labels, args) for files in found]
     if len(scores) > 1 and args.truth:
@@ -206,6 +215,31 @@ def _read(
     truth = (read_labels if labels else read_truth)(files.truth)
     fit_mask('--truth', files.truth, truth, files.image, image)
     return image, mask, truth
+
+
+def _tell_classes(held: dict[str, list[int]], classes: Sequence[int]) -> None:
+    """Say which classes label maps lack; raise if they lack all of them."""
+    lines = []
+    for path, labels in held.items():
+        lacks = [x for x in classes if x not in labels]
+        if not lacks:
+            continue
+        shown = ', '.join(map(str, labels[:_SHOWN])) or 'none'
+        if len(labels) > _SHOWN:
+            shown += f' and {len(labels) - _SHOWN} more'
+        if IGNORE_INDEX in lacks:
+            shown += f'; {IGNORE_INDEX} is ignored'
+        lines.append(
+            f'--classes {" ".join(map(str, lacks))}: the label map {path} has '
+            f'{shown}'
+        )
+    if not any(x in labels for labels in held.values() for x in classes):
+        others = len(held) - 1
+        raise ValueError(
+            lines[0] + (f', and {others} more lack them' if others else '')
+        )
+    for line in lines:
+        print(line)
 
 
 def _check_targets(

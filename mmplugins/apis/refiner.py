@@ -39,9 +39,9 @@ class MaskRefiner:
         tile (int, optional): Pixels across that CRM works on at once; fewer
             need less memory and give the same. Defaults to None, that of the
             config.
-        band (int, optional): Pixels farther than this from the boundary of
-            the coarse mask stay exactly as they are. Defaults to None, any
-            may change.
+        band (int, optional): Whole pixels, in rows and columns; what is
+            farther than this from the boundary of the coarse mask stays
+            exactly as it is. Defaults to None, any may change.
 
     Raises:
         ValueError: If the config holds no refiner, the checkpoint does not
@@ -77,10 +77,12 @@ class MaskRefiner:
                 'random without'
             )
         _override(model, scales, tile)
-        if band is not None and band < 0:
-            raise ValueError(f'band must be 0 or more pixels, got {band}')
+        if band is not None and (band < 0 or band != int(band)):
+            raise ValueError(
+                f'band must be 0 or more whole pixels, got {band}'
+            )
         self.model = model.requires_grad_(False).to(device).eval()
-        self.band = band
+        self.band = None if band is None else int(band)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -160,8 +162,9 @@ class MaskRefiner:
                 :meth:`refine`.
             labels (str | PathLike | np.ndarray): Label map or its file,
                 integers of 0 to 65535, (H, W), in which 255 is ignored.
-            classes (Sequence[int], optional): Labels to refine. Defaults to
-                None, all in the map; of two labels not 0, the background.
+            classes (Sequence[int], optional): Labels to refine; those that
+                the map lacks are left out. Defaults to None, all in the map;
+                of two labels not 0, the background.
             channel_order (str): As of :meth:`refine`.
 
         Returns:

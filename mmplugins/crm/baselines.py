@@ -22,8 +22,8 @@ class GrabCutRefiner(BaseRefiner):
     colours of the foreground and the background beyond it.
 
     Args:
-        band (float): Half the band's width as a share of the image's
-            diagonal. Defaults to 0.02.
+        band (float): Half the band's width, not in pixels but as a share
+            of the image's diagonal, below 1. Defaults to 0.02.
         iterations (int): Iterations of GrabCut. Defaults to 5.
         max_pixels (float): Larger images are decided at a scale of so many
             pixels. Defaults to 1e6.
@@ -31,7 +31,7 @@ class GrabCutRefiner(BaseRefiner):
             are taken back.
 
     Raises:
-        ValueError: If a number is not above 0.
+        ValueError: If a number is not above 0, or the band not below 1.
     """
 
     def __init__(
@@ -46,6 +46,11 @@ class GrabCutRefiner(BaseRefiner):
             raise ValueError(
                 'GrabCutRefiner needs band, iterations and max_pixels above '
                 f'0, got {band}, {iterations} and {max_pixels}'
+            )
+        if band >= 1:
+            raise ValueError(
+                'band of GrabCutRefiner must be a share of the diagonal below '
+                f'1, not pixels, got {band}'
             )
         self.band = band
         self.iterations = iterations

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmplugins.registry import HOOKS
 from mmplugins.visualization import SampleSheetHook, unwrap
 
+from .loading import IGNORE_INDEX
 from .model import CRM
 from .refiner import network_inputs
 from .visualization import label_sheet, refinement_sheet
@@ -28,10 +29,18 @@ class RefinementVisualizationHook(SampleSheetHook):
         interval (int): Images from one that is shown to the next; the first
             always is. Defaults to 50.
         size (int): Longer side of a picture in pixels. Defaults to 480.
+        ignore_index (int): Label of the truth that is no error. Defaults to
+            255.
 
     Raises:
         ValueError: If an argument is not valid.
     """
+
+    def __init__(
+        self, interval: int = 50, size: int = 480, ignore_index: int = 255
+    ) -> None:
+        super().__init__(interval, size)
+        self.ignore_index = ignore_index
 
     def before_run(self, runner: Runner) -> None:
         """Check that there is something to draw, before hours have passed.
@@ -61,6 +70,8 @@ class RefinementVisualizationHook(SampleSheetHook):
         truth = None
         if 'gt_sem_seg' in sample:
             truth = _map(sample.gt_sem_seg.data)
+            ignored = truth == self.ignore_index
+            truth = np.where(ignored, IGNORE_INDEX, truth)
         if 'refined_prob' not in sample:
             # Of the image's original size, the input need not be.
             picture = cv2.resize(_picture(image), (width, height))

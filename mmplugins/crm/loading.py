@@ -266,24 +266,27 @@ def read_mask(
         whether they index a palette.
 
     Raises:
-        ValueError: If the file has colours.
+        ValueError: If the file is damaged, no image, or has colours.
     """
     data = fileio.get(path, backend_args=backend_args)
-    with Image.open(BytesIO(data)) as image:
-        indexed = image.mode == 'P'
-        if image.mode == '1':
-            image = image.convert('L')
-        values = np.array(image)
-        if image.mode in ('LA', 'RGBA'):
-            values = values[..., :-1]
+    try:
+        with Image.open(BytesIO(data)) as image:
+            mode = image.mode
+            values = np.array(image.convert('L') if mode == '1' else image)
+    except Exception as error:  # Pillow has many for damaged files
+        raise ValueError(
+            f'{path} is not a mask that Pillow reads: {type(error).__name__}'
+        ) from error
+    if mode in ('LA', 'RGBA'):
+        values = values[..., :-1]
     if values.ndim == 3:
         if (values != values[..., :1]).any():
             raise ValueError(
                 f'mask {path} must be grey, of a palette or of equal '
-                f'channels, got {image.mode} with colours'
+                f'channels, got {mode} with colours'
             )
         values = values[..., 0]
-    return values, indexed
+    return values, mode == 'P'
 
 
 def _grey(values: np.ndarray, path: str) -> np.ndarray:

@@ -102,16 +102,17 @@ def merge_labels(
 
     Only what is above a half claims a pixel. One that nothing claims keeps its
     label; but if its own class was refined and others were not, it takes the
-    label of the nearest pixel of those.
+    label of the nearest pixel of those: a class refined alone may shrink. A
+    ``RefinedSegmentor`` does the same, by its background or its logits.
 
     Args:
         labels (Tensor): Label map before the refinement, integers, (H, W).
         refined (Iterable[tuple[int, Tensor]]): Class and probability (H, W)
             of each of the K classes; the first of equal ones wins. They may
             be made one after the other: only the best so far is kept.
-        band (int, optional): Pixels farther than this from every boundary of
-            ``labels`` keep their label, as :func:`boundary_band`. Defaults to
-            None, any may change.
+        band (int, optional): Whole pixels, the radius of
+            :func:`boundary_band`: what is farther from every boundary of
+            ``labels`` keeps its label. Defaults to None, any may change.
         ignore_index (int, optional): Label that stays where it is and is not
             spread. Defaults to 255.
 

@@ -40,8 +40,9 @@ class RefinedSegmentor(BaseTTAModel):
     :class:`mmplugins.crm.CRM` refines. A pixel gets the class of the highest
     refined probability above ``threshold``; where there is none, it keeps its
     label. But if its own class was refined and others never are, it becomes
-    ``background`` or the one of those that the segmentor prefers. A prediction
-    of one label alone has nothing to refine and stays as it is.
+    ``background`` or the one of those that the segmentor's logits prefer: a
+    class refined alone may shrink. A prediction of one label alone has nothing
+    to refine and stays as it is.
 
     The refiner sees the image file in its original size, or what the test
     pipeline made of it, resized, where there is no such file.
@@ -75,8 +76,8 @@ class RefinedSegmentor(BaseTTAModel):
             one pixel at the first scale of CRM.
         band (float, optional): Pixels keep their label, whatever the refiner
             says, where the coarse prediction has no other one within so many
-            rows and columns: pixels from 1 up, a share of the image's diagonal
-            below 1. Defaults to None, no such veto.
+            rows and columns. A number from 1 up is in pixels, one below 1 is
+            a share of the image's diagonal. Defaults to None, no such veto.
         threshold (float): Probability above which a refined mask claims a
             pixel. Defaults to 0.5.
         soft (bool): Refine the probability of each class instead of the label
@@ -123,7 +124,8 @@ class RefinedSegmentor(BaseTTAModel):
             )
         if band is not None and band <= 0:
             raise ValueError(
-                f'band of RefinedSegmentor must be above 0 or None, got {band}'
+                'band of RefinedSegmentor must be above 0 or None, pixels '
+                f'from 1 up and a share of the diagonal below, got {band}'
             )
         self.refiner = _build_refiner(refiner)
         own = getattr(self.refiner, 'data_preprocessor', None)
@@ -217,10 +219,11 @@ class RefinedSegmentor(BaseTTAModel):
         labels[lost] = self._rest(sample, lost, labels[lost])
         if self.band is None:
             return labels
-        band = (
-            self.band if self.band >= 1 else self.band * hypot(*coarse.shape)
-        )
-        return torch.where(boundary_band(coarse, ceil(band)), labels, coarse)
+        radius = self.band
+        if radius < 1:  # a share
+            radius *= hypot(*coarse.shape)
+        near = boundary_band(coarse, ceil(radius))
+        return torch.where(near, labels, coarse)
 
     def _chosen(self, present: Sequence[int]) -> list[int]:
         """Labels to refine of those in a prediction, ascending."""

@@ -237,6 +237,7 @@ class TestPictures:
         launch.enable_pictures(cfg, 'there')
         hook = cfg.default_hooks.visualization
         assert hook == dict(type='SegVisualizationHook', draw=True, interval=1)
+        assert 'custom_hooks' not in cfg
         assert cfg.visualizer == self.local('there')
 
     def test_of_mmpretrain(self):
@@ -246,6 +247,25 @@ class TestPictures:
         assert cfg.default_hooks.visualization == dict(
             type='VisualizationHook', enable=True, interval=1, out_dir='there'
         )
+
+    @pytest.mark.parametrize(
+        'evaluator', [None, dict(type='A', ignore_index=11)]
+    )
+    def test_of_refined_ones_show_what_was_before(self, evaluator):
+        sheets = 'mmplugins.RefinementVisualizationHook'
+        cfg = self.config(
+            'mmseg',
+            model=dict(type='mmplugins.RefinedSegmentor'),
+            custom_hooks=[dict(type=sheets), dict(type='EMAHook')],
+            test_evaluator=evaluator,
+        )
+        launch.enable_pictures(cfg, 'there')
+        ignored = 11 if evaluator else 255
+        assert cfg.custom_hooks == [
+            dict(type='EMAHook'),
+            dict(type=sheets, interval=1, ignore_index=ignored),
+        ]
+        assert cfg.default_hooks.visualization.draw
 
     @pytest.mark.parametrize('hooks', [None, [dict(type='EMAHook')]])
     def test_of_activation_maps(self, hooks):

@@ -110,6 +110,11 @@ class TestReading:
         found = read_labels(save(tmp_path / 'a.png', values))
         assert found.tolist() == values.tolist()
 
+    def test_files_of_other_values_are_named(self, tmp_path):
+        path = save(tmp_path / 'a.png', np.array([[0, 1, 255]], np.uint8))
+        with pytest.raises(ValueError, match=r'a\.png: .* is a label map'):
+            read_probability(path)
+
     @pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n'])
     @pytest.mark.parametrize(
         'read', [read_probability, read_truth, read_labels]

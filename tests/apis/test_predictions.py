@@ -168,6 +168,67 @@ class TestImages:
             write(restored(torch.zeros(3, 1, 1), gt_path='a.png'))
 
 
+class Images:
+    """Data set of images, as mmengine's tell them."""
+
+    def __init__(self, *paths, key='img_path'):
+        self.infos = [{key: path} for path in paths]
+
+    def __len__(self):
+        return len(self.infos)
+
+    def get_data_info(self, index):
+        return self.infos[index]
+
+
+class TestNamesOfASet:
+    def written(self, folder, dataset):
+        loader = SimpleNamespace(dataset=dataset)
+        loop = SimpleNamespace(dataloader=loader)
+        runner = SimpleNamespace(test_loop=loop)
+        hook = SavePredictionsHook(str(folder))
+        hook.before_test(runner)
+        for value, info in enumerate(dataset.infos):
+            sample = restored(torch.full((1, 1, 1), float(value)), **info)
+            hook.after_test_iter(runner, 0, outputs=[sample])
+        return {
+            str(path.relative_to(folder)): read(path).item()
+            for path in folder.rglob('*.png')
+        }
+
+    @pytest.mark.parametrize('root', ['', '/data/', '../data/'])
+    @pytest.mark.parametrize('key', ['img_path', 'gt_path', 'key'])
+    def test_equal_ones_keep_their_folders(self, root, key, tmp_path):
+        frames = ['dog/0.0.jpg', 'dog/0.1.jpg', 'run/cow/0.0.jpg', '0.0.jpg']
+        paths = [f'{root}video/{frame}' for frame in frames]
+        assert self.written(tmp_path, Images(*paths, key=key)) == {
+            frame.replace('.jpg', '.png'): value
+            for value, frame in enumerate(frames)
+        }
+
+    def test_others_have_none(self, tmp_path):
+        images = Images('dog/0.jpg', 'cow/1.jpg')
+        assert self.written(tmp_path, images) == {'0.png': 0, '1.png': 1}
+
+    def test_equal_ones_in_a_folder_keep_their_suffix(self, tmp_path):
+        images = Images('d/a.jpg', 'd/a.png', 'd/b.jpg')
+        assert self.written(tmp_path, images) == {
+            'a.jpg.png': 0,
+            'a.png.png': 1,
+            'b.jpg.png': 2,
+        }
+
+    def test_of_one_image_again_is_the_same(self, tmp_path):
+        images = Images('d/a.jpg', 'd/a.jpg')
+        assert self.written(tmp_path, images) == {'a.png': 1}
+
+    def test_images_that_the_set_does_not_tell(self, tmp_path):
+        dataset = Images('b/a.jpg', 'c/a.jpg')
+        dataset.get_data_info = lambda index: {}
+        with pytest.raises(ValueError, match=r'b/a\.jpg and c/a\.jpg would'):
+            self.written(tmp_path, dataset)
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ('meta', 'name'),
@@ -215,14 +276,16 @@ class TestNames:
 
 def test_of_several_sets_have_folders(tmp_path):
     hook = SavePredictionsHook(str(tmp_path))
-    hook.before_test(None)
-    loaders = [object(), object()]
-    for loader, value in zip(loaders, (1, 2)):
-        loop = SimpleNamespace(dataloaders=loaders, dataloader=loader)
-        runner = SimpleNamespace(test_loop=loop)
+    # The second one has two images of that name.
+    sets = [Images('images/a.jpg'), Images('images/a.jpg', 'a.jpg')]
+    loaders = [SimpleNamespace(dataset=one) for one in sets]
+    loop = SimpleNamespace(dataloaders=loaders)
+    runner = SimpleNamespace(test_loop=loop)
+    hook.before_test(runner)
+    for loop.dataloader, value in zip(loaders, (1, 2)):
         hook.after_test_iter(runner, 0, outputs=[segmented([[value]])])
-    for name, value in (('0', 1), ('1', 2)):
-        assert read(tmp_path / name / 'a.png').tolist() == [[value]]
+    for name, value in (('0/a.png', 1), ('1/images/a.png', 2)):
+        assert read(tmp_path / name).tolist() == [[value]]
 
 
 def test_unknown_predictions_are_named(write):

@@ -205,6 +205,33 @@ def test_only_some_classes_of_a_label_map(folder):
     np.testing.assert_array_equal(found[kept], labels[kept])
 
 
+def test_classes_that_a_label_map_lacks_are_told(folder, capsys):
+    run('images', '--masks', 'labels', '--classes', '1', '9')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f'--classes 9: the label map labels/{x}.png has 0, 1, 2' for x in 'ab'
+    ]
+    assert len(lines) == 4
+    run('images/a.png', 'labels/a.png', '--classes', '1', '2')
+    assert '--classes' not in capsys.readouterr().out
+
+
+def test_a_class_of_one_map_is_enough(folder, capsys):
+    save('labels/b.png', np.eye(45, 69, dtype=np.uint8) * 7)
+    run('images', '--masks', 'labels', '--classes', '7')
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == '--classes 7: the label map labels/a.png has 0, 1, 2'
+    np.testing.assert_array_equal(
+        read('out/a_labels.png'), read('labels/a.png')
+    )
+
+
+def test_many_labels_are_not_all_listed(folder):
+    save('many.png', np.resize(np.arange(100, dtype=np.uint8), (45, 70)))
+    with pytest.raises(ValueError, match=r'has 0, 1, .* 19 and 80 more$'):
+        run('images/a.png', 'many.png', '--classes', '200')
+
+
 def test_label_maps_taken_for_masks_are_told(folder, capsys):
     run('images/a.png', 'labels/a.png')
     note = capsys.readouterr().out.splitlines()[0]
@@ -252,6 +279,18 @@ def test_an_upright_mask_fits_a_turned_image(folder):
         (
             ['images', 'masks', '--label-map', '--save-stages'],
             'not for label maps',
+        ),
+        (
+            ['images/a.png', 'labels/a.png', '--classes', '9', '12'],
+            '^--classes 9 12: the label map labels/a.png has 0, 1, 2$',
+        ),
+        (
+            ['images', 'labels', '--label-map', '--classes', '9'],
+            r'labels/a.png has 0, 1, 2, and 1 more lack them$',
+        ),
+        (
+            ['images', 'labels', '--classes', '255'],
+            'labels/a.png has 0, 1, 2; 255 is ignored, and 1 more',
         ),
         (['images', 'masks', '--tile', '0'], 'tile must be above 0'),
         (['images', 'masks', '--scales', '-1'], 'scales must be above 0'),

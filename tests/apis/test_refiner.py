@@ -297,7 +297,9 @@ class TestConfig:
             (dict(scales=[0.5, 0]), r'scales must be above 0, got \[0.5, 0\]'),
             (dict(scales=[]), 'scales must be above 0'),
             (dict(tile=0), 'tile must be above 0, got 0'),
-            (dict(band=-1), 'band must be 0 or more pixels, got -1'),
+            (dict(band=-1), 'band must be 0 or more whole pixels, got -1'),
+            # A share, as RefinedSegmentor takes it.
+            (dict(band=0.05), 'whole pixels, got 0.05'),
             (dict(checkpoint=None), 'CRM needs a checkpoint'),
         ],
     )

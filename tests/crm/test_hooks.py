@@ -7,6 +7,7 @@ from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, PixelData
 from skimage import data
+from torch import nn
 from torch.utils.data import Dataset
 
 from mmplugins.crm import CRM, RefinementVisualizationHook
@@ -171,6 +172,25 @@ def test_label_maps_are_shown(tmp_path):
     found = run(tmp_path, dict(type=HOOK, size=180), model=model, test=True)
     sheet = cv2.imread(str(found['test_0_photo_0.png']))
     assert sheet.shape == (2 * (24 + 120 + 8), 8 + 4 * 208, 3)
+
+
+def test_ignored_labels_are_no_errors():
+    def sheet(label, **options):
+        labels = torch.zeros(1, 40, 50, dtype=torch.long)
+        truth = labels.clone()
+        truth[:, 10:30] = label
+        sample = BaseDataElement(
+            coarse_sem_seg=PixelData(data=labels),
+            pred_sem_seg=PixelData(data=labels.clone()),
+            gt_sem_seg=PixelData(data=truth.byte()),
+        )
+        batch = dict(inputs=[torch.full((3, 40, 50), 9, dtype=torch.uint8)])
+        hook = RefinementVisualizationHook(size=100, **options)
+        errors = hook.draw(nn.Module(), batch, 0, sample)[130:240]
+        return errors.tolist()
+
+    assert sheet(5, ignore_index=5) == sheet(0)
+    assert sheet(255) == sheet(0) != sheet(5)
 
 
 def test_models_that_refine_nothing_are_named(tmp_path):

@@ -45,6 +45,15 @@ def two_levels(mode, path):
     return write(path, values, mode)
 
 
+@pytest.mark.parametrize('key', ['seg_map_path', 'coarse_map_path'])
+@pytest.mark.parametrize('kept', [0, 20, 60])
+def test_damaged_files_are_named(key, kept, tmp_path):
+    path = write(tmp_path / 'mask.png', LABELS)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r'mask\.png is not a mask that'):
+        LoadMasks()({key: str(path)})
+
+
 @pytest.mark.parametrize('mode', ['L', '1', 'P', 'RGB', 'RGBA', 'LA'])
 def test_two_levels_of_every_kind(mode, tmp_path):
     path = two_levels(mode, tmp_path / 'mask.png')

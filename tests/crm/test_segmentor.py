@@ -11,6 +11,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import nn
 
+from mmplugins.crm.merging import merge_labels
 from mmplugins.crm.segmentor import RefinedSegmentor
 
 MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
@@ -284,6 +285,22 @@ class TestMerging:
         expected = merge_literally(labels, probs, background=2)
         assert (result == expected).all()
 
+    @pytest.mark.parametrize(
+        ('classes', 'background'), [((0, 1, 2), None), ((1, 2), 0)]
+    )
+    def test_is_that_of_label_maps(self, classes, background):
+        """What nothing claims is the same, in a file or predicted."""
+        labels, noise = blobs(3), Noise()
+        options = dict(classes=classes, background=background)
+        result = refined(labels, lambda i, m: noise(i, m) ** 2, **options)
+        probs = [prob[0, 0] ** 2 for prob in noise.given]
+        expected = merge_labels(labels, zip(classes, probs))
+        assert torch.equal(result, expected)
+        unclaimed = torch.stack(probs).amax(0) <= 0.5
+        kept = labels if background is None else torch.zeros_like(labels)
+        assert torch.equal(result[unclaimed], kept[unclaimed])
+        assert (labels[unclaimed] != 0).any()
+
     def test_threshold(self):
         labels = blobs(3)
         maps = iter([0.6, 0.3, 0.2])
@@ -481,7 +498,7 @@ class TestArguments:
             (dict(expand=-0.1), 'got -0.1, 64 and 0.5'),
             (dict(min_area=-1), 'got 0.25, -1 and 0.5'),
             (dict(threshold=1.0), 'got 0.25, 64 and 1.0'),
-            (dict(band=0), 'band .* above 0 or None, got 0'),
+            (dict(band=0), 'above 0 or None, pixels from 1 .*, got 0'),
             (dict(classes=[1, 1]), r'labels 0 to 3, each once, got \[1, 1\]'),
             (dict(classes=[4]), r'labels 0 to 3, each once, got \[4\]'),
             (dict(classes=[0], background=0), r'got \[0\] and 0'),

@@ -170,6 +170,20 @@ def test_figures_before_and_after_in_one_run(folder, monkeypatch, in_scope):
         assert (new[far] == old[far]).all()
 
 
+@pytest.mark.slow
+def test_pictures_before_and_after(folder, monkeypatch, in_scope):
+    prepare_data.write_shapes('data', {'train': 1, 'val': 2}, (48, 64), 0)
+    # mmengine keeps the visualizer of a name, here that of another test.
+    name = ['--cfg-options', 'visualizer.name=both']
+    figures(monkeypatch, in_scope, 'out', *CRM, '--show-dir', 'seen', *name)
+    pictures = {path.name: path for path in Path('seen').rglob('*.png')}
+    stems = sorted(path.stem for path in Path('data/images/val').iterdir())
+    assert {
+        f'test_{i}_{stem}_0.png' for i, stem in enumerate(stems)
+    } < pictures.keys()
+    assert len(pictures) == 2 * len(stems)  # and the host's own
+
+
 class TestConfig:
     @pytest.fixture(autouse=True)
     def _folder(self, folder):
@@ -283,6 +297,10 @@ ERRORS = {
         "--refine needs default_scope = 'mmseg', got 'mmpretrain'"
     ),
     ('empty.py', 'refiner.py', 'refiner.pth'): 'needs model in the config',
+    ('refiner.py', 'refiner.py', 'refiner.pth'): (
+        '--refine needs a config of a segmentor, model of refiner.py is '
+        'mmplugins.CRM, which refines by itself: test it without --refine'
+    ),
     ('twice.py', 'refiner.py', 'refiner.pth'): (
         'is mmplugins.RefinedSegmentor itself'
     ),
