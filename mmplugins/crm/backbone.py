@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mmplugins.registry import MODELS
 from mmplugins.typing import OptConfigType, OptMultiConfig
 
+from .folding import conv_norm
+
 # Pixels along a strip, multiples of the strides: enough for three stages of a
 # ResNet-50, and of a ResNet-152.
 _STRIPS = (512, 4096)
@@ -56,8 +58,12 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve image and mask, (B, 3 + 1, H, W)."""
-        weight = torch.cat([self.weight, self.mask_weight], 1)
-        return self._conv_forward(x, weight, self.bias)
+        return self._conv_forward(x, self.joint_weight, self.bias)
+
+    @property
+    def joint_weight(self) -> Tensor:
+        """Weights of image and mask, (D, 3 + 1, K, K)."""
+        return torch.cat([self.weight, self.mask_weight], 1)
 
 
 class RefinementResNet(BaseModule):
@@ -113,9 +119,29 @@ class RefinementResNet(BaseModule):
         Args:
             x (Tensor): Images, with or without mask, (B, 3 or 4, H, W).
         """
-        stem = self.relu(self.bn1(self.conv1(x)))
-        first = self.layer1(self.maxpool(stem))
-        return stem, first, self.layer3(self.layer2(first))
+        if self.training or torch.is_grad_enabled():
+            stem = self.relu(self.bn1(self.conv1(x)))
+            first = self.layer1(self.maxpool(stem))
+            return stem, first, self.layer3(self.layer2(first))
+        stem = self.relu(conv_norm(self.conv1, self.bn1, x))
+        first = _infer_blocks(self.layer1, self.maxpool(stem))
+        second = _infer_blocks(self.layer2, first)
+        return stem, first, _infer_blocks(self.layer3, second)
+
+
+def _infer_blocks(blocks: nn.Sequential, x: Tensor) -> Tensor:
+    """Residual blocks of mmcv in fewer passes over the maps."""
+    for block in blocks:
+        residual = x
+        if block.downsample is not None:
+            residual = conv_norm(*block.downsample, x)
+        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        if hasattr(block, 'conv3'):
+            pairs.append((block.conv3, block.bn3))
+        for i, pair in enumerate(pairs):
+            x = conv_norm(*pair, x.relu_() if i else x)
+        x = x.add_(residual).relu_()
+    return x
 
 
 @MODELS.register_module()

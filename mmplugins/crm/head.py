@@ -98,6 +98,10 @@ class CRMHead(BaseModule):
             ratio=ratio,
             backend=backend,
         )
+        for module in self.modules():
+            if hasattr(module, 'turn_on_efficient_conv_bn_eval'):
+                # Fixed statistics go into the weights: a pass less.
+                module.turn_on_efficient_conv_bn_eval()
         losses = _LOSSES if loss_decode is None else loss_decode
         if isinstance(losses, dict):
             losses = [losses]

@@ -146,9 +146,19 @@ def _add_by_tap(
         for row, *corners in zip(
             rows.split(_ROWS), index.split(_ROWS * G), share.split(_ROWS * G)
         ):
-            sample = _sample(table, *corners).view(len(row), -1)
-            for o, c, kernel in _chunks(geometry.groups, row, sample, tap):
-                o.addmm_(c, kernel.T)
+            _add_products(row, _sample(table, *corners), tap, geometry.groups)
+
+
+def _add_products(
+    rows: Tensor, sample: Tensor, tap: Tensor, groups: int
+) -> None:
+    """Add samples, (P * G, C / G), times a tap's kernel, (O, C / groups).
+
+    A function of its own, so that no samples wait for the next ones.
+    """
+    sample = sample.view(len(rows), -1)
+    for o, c, kernel in _chunks(groups, rows, sample, tap):
+        o.addmm_(c, kernel.T)
 
 
 def _gradients_by_tap(

@@ -128,4 +128,5 @@ class SSEN(BaseModule):
             ref_feat = conv(ref_feat, *sampling)
             if return_aux:
                 aux.append(sampling)
+            del sampling  # else it would wait for the next one
         return (ref_feat, aux) if return_aux else ref_feat

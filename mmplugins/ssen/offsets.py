@@ -170,6 +170,20 @@ class DynamicOffsetEstimator(BaseModule):
             ValueError: If the maps do not fit.
         """
         check_maps('DynamicOffsetEstimator', self.mid_channels, feat, ref_feat)
+        x = self._compare(feat, ref_feat)
+        # Half precision would round the offsets of a large map to pixels.
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            head = self.head
+            bias = head.bias.to(dtype)
+            x = head._conv_forward(x.to(dtype), head.weight.to(dtype), bias)
+            offset, mask = x.split([2 * self.points, self.points], 1)
+            reach = max(x.shape[-2:])
+            offset = reach * (offset / reach).tanh()
+            return Sampling(offset, 2 * mask.sigmoid())
+
+    def _compare(self, feat: Tensor, ref_feat: Tensor) -> Tensor:
+        """Both maps on all levels, (B, C, H, W)."""
         sizes, downs = [], []
         x = (feat, ref_feat)
         for conv in self.down:
@@ -182,16 +196,7 @@ class DynamicOffsetEstimator(BaseModule):
             skip = downs.pop()
             parts = (x, skip) if self.skip == 'concat' else (x + skip,)
             x = self._activate(up(parts, sizes.pop()))
-        # Half precision would round the offsets of a large map to pixels.
-        with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            head = self.head
-            bias = head.bias.to(dtype)
-            x = head._conv_forward(x.to(dtype), head.weight.to(dtype), bias)
-            offset, mask = x.split([2 * self.points, self.points], 1)
-            reach = max(x.shape[-2:])
-            offset = reach * (offset / reach).tanh()
-            return Sampling(offset, 2 * mask.sigmoid())
+        return x
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.leaky, inplace=True)
