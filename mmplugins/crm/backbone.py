@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from mmcv.cnn import ResNet
+from mmcv.cnn.resnet import BasicBlock, Bottleneck
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ class RefinementResNet(BaseModule):
         Args:
             x (Tensor): Images, with or without mask, (B, 3 or 4, H, W).
         """
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or not _is_plain(self):
             stem = self.relu(self.bn1(self.conv1(x)))
             first = self.layer1(self.maxpool(stem))
             return stem, first, self.layer3(self.layer2(first))
@@ -127,6 +128,16 @@ class RefinementResNet(BaseModule):
         first = _infer_blocks(self.layer1, self.maxpool(stem))
         second = _infer_blocks(self.layer2, first)
         return stem, first, _infer_blocks(self.layer3, second)
+
+
+def _is_plain(net: nn.Module) -> bool:
+    """Whether nothing was replaced in a network, and nobody listens to it."""
+    return all(
+        type(module) in _PLAIN
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        for module in net.modules()
+    )
 
 
 def _infer_blocks(blocks: nn.Sequential, x: Tensor) -> Tensor:
@@ -142,6 +153,20 @@ def _infer_blocks(blocks: nn.Sequential, x: Tensor) -> Tensor:
             x = conv_norm(*pair, x.relu_() if i else x)
         x = x.add_(residual).relu_()
     return x
+
+
+# What a RefinementResNet is made of.
+_PLAIN = {
+    RefinementResNet,
+    MaskedConv2d,
+    BasicBlock,
+    Bottleneck,
+    nn.Sequential,
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.MaxPool2d,
+}
 
 
 @MODELS.register_module()

@@ -1,7 +1,8 @@
 """Convolutions with their normalisation folded in, for inference.
 
 A normalisation whose statistics are fixed is linear: it goes into the weights
-of the convolution before it, instead of over its whole result once more.
+of the convolution before it, instead of over its whole result once more. Hooks
+of the two are not called then.
 """
 
 import torch

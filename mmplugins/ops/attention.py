@@ -16,7 +16,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, func, nn
 from torch.utils.checkpoint import checkpoint
 
-from .backends import check_backend
+from .backends import check_backend, has_tangent
 from .operators import Operator, is_compiling
 
 BACKENDS = ('auto', 'reference', 'torch')
@@ -47,7 +47,9 @@ def non_local(
         backend (str): ``'reference'``, the formula with its (N, M) matrix;
             ``'torch'``, memory linear in the pixels, also with gradients, and
             about 0.6 MiB for each further thread of a CPU;
-            ``'auto'``, the better one. Defaults to ``'auto'``.
+            ``'auto'``, the better one. Gradients that have gradients
+            themselves (``create_graph=True``, ``torch.func``) and forward mode
+            are the formula's, with its matrix. Defaults to ``'auto'``.
 
     Returns:
         Tensor: Averages, (B, C, H, W).
@@ -61,7 +63,7 @@ def non_local(
         scale = 1 / sqrt(query.shape[1])
     # Rows of contiguous channels: others make SDPA build the matrix.
     rows = [t.flatten(2).mT.contiguous() for t in (query, key, value)]
-    if backend == 'reference':
+    if backend == 'reference' or has_tangent(*rows):
         out = _attend(*rows, scale)
     elif _is_fused(rows[0]):
         out = fused(*rows, scale)

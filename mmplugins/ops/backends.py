@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from .operators import is_compiling
 
 BACKENDS = ('auto', 'reference', 'torch', 'triton')
 
@@ -29,6 +32,20 @@ def check_backend(
         )
 
 
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether some are differentiated in forward mode.
+
+    Then it is the formula's turn, for torch knows no tangents of tangents of
+    functions with derivatives of their own.
+    """
+    if is_compiling():
+        return False
+    return any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None
+        for t in tensors
+    )
+
+
 def choose_backend(
     name: str, backend: str, kernels: str, *tensors: Tensor
 ) -> str:
@@ -45,13 +62,16 @@ def choose_backend(
 
     Returns:
         str: The backend, never ``'auto'``: ``'triton'`` for tensors of single
-        or half precision on a GPU that can run it, else ``'torch'``.
+        or half precision on a GPU that can run it, else ``'torch'``; and
+        ``'reference'`` in forward mode, whatever was asked for.
 
     Raises:
         ValueError: If there is no such backend, or it cannot run on those
             tensors.
     """
     check_backend(name, backend)
+    if has_tangent(*tensors):
+        return 'reference'
     device = tensors[0].device
     if backend == 'auto':
         fits = device.type == 'cuda' and all(

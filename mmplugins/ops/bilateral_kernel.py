@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, func
 
 from .adaptive_conv import KERNELS, local_correlation
-from .backends import choose_backend
+from .backends import choose_backend, has_tangent
 from .operators import Operator
 from .trilinear import correlate, gather, scatter, sum_dtype
 
@@ -58,6 +58,8 @@ def joint_bilateral_kernel(
     padded = F.pad(keys, [radius] * 4, mode='reflect')
     gaussian = _gaussian(sigma, radius)
     backend = choose_backend('joint_bilateral_kernel', backend, KERNELS, query)
+    if has_tangent(temperature, sigma):
+        backend = 'reference'
     if backend == 'triton':
         size = 2 * radius + 1
         scalars = temperature.to(query.device), gaussian.to(query.device)

@@ -59,8 +59,9 @@ def modulated_deform_conv2d(
         backend (str): ``'reference'``, the plain formula; ``'torch'``, one
             tap at a time, whose samples are made again in the backward pass;
             ``'mmcv'``, the operator of mmcv; ``'auto'``, mmcv's on a GPU if it
-            is compiled for one, else ``'torch'``. Second derivatives are the
-            formula's. Defaults to ``'auto'``.
+            is compiled for one, else ``'torch'``. Gradients that have
+            gradients themselves (``create_graph=True``, ``torch.func``) and
+            forward mode are the formula's. Defaults to ``'auto'``.
 
     Returns:
         Tensor: Result, (B, O, H', W'), in the dtype of ``x``.
@@ -86,7 +87,7 @@ def modulated_deform_conv2d(
     with torch.autocast(x.device.type, enabled=False):
         args = [t.to(dtype) for t in (x, offset, mask, weight)]
         args.append(None if bias is None else bias.to(dtype))
-        if backend == 'reference':
+        if backend == 'reference' or backends.has_tangent(*args):
             out = formula(*args, geometry)
         else:
             by = by_mmcv if backend == 'mmcv' else by_tap

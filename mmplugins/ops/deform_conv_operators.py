@@ -66,11 +66,13 @@ def formula(
         y, z = _positions(offset, k, geometry)
         inside = (y > -1) & (y < H) & (z > -1) & (z < W)
         y, z = y.where(inside, -2), z.where(inside, -2)
+        top, left = y.detach().floor(), z.detach().floor()
+        down, right = y - top, z - left
         sample = 0
         for i in (0, 1):
             for j in (0, 1):
-                row, column = y.detach().floor() + i, z.detach().floor() + j
-                share = (1 - (y - row).abs()) * (1 - (z - column).abs())
+                row, column = top + i, left + j
+                share = (down if i else 1 - down) * (right if j else 1 - right)
                 there = (row >= 0) & (row < H) & (column >= 0) & (column < W)
                 index = row.clamp(0, H - 1) * W + column.clamp(0, W - 1)
                 index = index.long().view(B, G, 1, -1)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import choose_backend
+from .backends import check_backend, choose_backend, has_tangent
 
 # Keeps targets off the border between two codes, and inside the map.
 _SHIFT = 1e-6
@@ -209,9 +209,12 @@ def _decoder(
     backend: str, feats: Tensor, layers: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[..., Tensor]:
     """What decodes, by a backend and where the codes are."""
-    backend = choose_backend('local_ensemble', backend, _KERNELS, feats)
+    check_backend('local_ensemble', backend)
     if backend == 'reference':
         return _reference
+    if has_tangent(feats, *(t for layer in layers for t in layer)):
+        return _factored
+    backend = choose_backend('local_ensemble', backend, _KERNELS, feats)
     if backend == 'torch':
         return _factored
     from .implicit_triton import fits
@@ -347,7 +350,9 @@ def _position_terms(
         columns_of = weight[:, axis::2].to(dtype).unbind(1)
         term = weight.new_zeros(2, targets.coord.numel(), 1, dtype=dtype)
         for value, column in zip(values, columns_of, strict=True):
-            value = torch.as_tensor(value, dtype=dtype).to(term.device)
+            if not isinstance(value, Tensor):
+                value = torch.tensor([value], dtype=torch.float64)
+            value = value.to(term)
             value = value.expand(term.shape[:2])
             term = term + value[..., None] * column
         terms.append(term)

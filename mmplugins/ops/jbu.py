@@ -88,10 +88,11 @@ def bilateral_resample(
             _reads(n, radius).to(kernel.device, dtype) for n in size
         )
         kernel = fold_kernels(kernel.to(dtype), rows, columns, radius)
+        # Compilers fail at the gradient of what is padded channels last.
+        x = F.pad(x.contiguous(), [radius // 2 + 2] * 4, mode='replicate')
         if x.device.type == 'cpu':
             # The products of matrices want the channels last.
             x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        x = F.pad(x, [radius // 2 + 2] * 4, mode='replicate')
         return scaled_conv(x, kernel, 2, backend)
     x = F.interpolate(x, size, mode='bicubic', align_corners=False)
     x = F.pad(x, [radius] * 4, mode='reflect')

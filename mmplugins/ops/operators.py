@@ -1,8 +1,11 @@
-"""Functions with derivatives of their own that follow torch everywhere.
+"""Functions with derivatives of their own that compilers and torch.func know.
 
 An operator of ``torch.library`` can be compiled and exported, but knows
 neither ``torch.func`` nor forward mode; with ``torch.autograd.Function`` it is
 the other way round. An :class:`Operator` is both, from one set of formulas.
+
+In neither does torch know tangents of tangents: it takes them for zero. See
+:func:`mmplugins.ops.backends.has_tangent`.
 """
 
 from collections.abc import Callable, Sequence

@@ -72,6 +72,17 @@ def test_a_resnet(depth):
     assert torch.equal(x, before)
 
 
+def test_who_listens_is_heard():
+    """Hooks of layers are called, and change what they change elsewhere."""
+    backbone = measured(CRMBackbone(18))
+    x = torch.randn(1, 4, 32, 32).double()
+    backbone.net.layer1[0].register_forward_pre_hook(
+        lambda _, args: 2 * args[0]
+    )
+    for found, want in zip(without_gradients(backbone, x), backbone(x)):
+        assert torch.equal(found, want)
+
+
 def test_a_head():
     head = measured(CRMHead((4, 8, 8), (4, 4, 8)))
     maps = [

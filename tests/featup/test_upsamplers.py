@@ -354,3 +354,19 @@ def test_gaussian_kernels_follow_an_edge_from_the_start():
         across[similarity] = kernel[:, 4:, 8, 7].sum().item()
     assert across['gaussian'] < 0.1
     assert across['dot'] > 3 * across['gaussian']
+
+
+def test_it_compiles_as_a_whole():
+    torch.compiler.reset()
+    stack = randomised(JBUStack(32, 1))
+    feats = torch.randn(1, 32, 6, 5, requires_grad=True)
+    image = torch.rand(1, 3, 12, 10)
+    results = []
+    for run in (
+        stack,
+        torch.compile(stack, fullgraph=True, backend='aot_eager'),
+    ):
+        out = run(feats, image)
+        (grad,) = torch.autograd.grad(out.square().sum(), feats)
+        results.append((out, grad))
+    torch.testing.assert_close(*results)

@@ -286,6 +286,29 @@ def test_memory_formats(backend):
         assert out.is_contiguous(**last)
 
 
+@pytest.mark.parametrize('backend', [*BACKENDS, 'mmcv'])
+def test_gradients_at_whole_pixels(backend):
+    """Those towards the next pixel, also where they are differentiated."""
+    x, _, mask, weight, bias = (t.double() for t in make(CASES[0]))
+    zeros = torch.zeros(len(x), 18, *mask.shape[-2:], dtype=x.dtype)
+
+    def loss(offset):
+        out = modulated_deform_conv2d(
+            x, offset, mask, weight, bias, padding=1, backend=backend
+        )
+        # A tap beside the map has no derivative on the map's side.
+        return out[..., 1:-1, 1:-1].sin().sum()
+
+    offset = zeros.clone().requires_grad_()
+    (once,) = torch.autograd.grad(loss(offset), offset)
+    (twice,) = torch.autograd.grad(loss(offset), offset, create_graph=True)
+    torch.testing.assert_close(twice.detach(), once)
+    step = torch.rand_like(zeros) * 1e-6
+    torch.testing.assert_close(
+        (once * step).sum(), loss(step) - loss(zeros), rtol=1e-4, atol=0
+    )
+
+
 def test_no_image():
     x, offset, mask, weight, bias = make(CASES[0])
     out = modulated_deform_conv2d(

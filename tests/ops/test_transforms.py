@@ -8,6 +8,7 @@ one: it is what ``backend='auto'`` takes.
 import pytest
 import torch
 from torch import func
+from torch.autograd import forward_ad
 
 from mmplugins import ops
 
@@ -148,6 +149,21 @@ def forward_mode(function, tensors):
     return func.jvp(function, tuple(tensors), tangents)
 
 
+def forward_mode_of_autograd(function, tensors):
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, t.cos()) for t in tensors]
+        return forward_ad.unpack_dual(function(*duals)).tangent
+
+
+def nested_forward_mode(function, tensors):
+    tangents = tuple(tensor.cos() for tensor in tensors)
+
+    def slope(*tensors):
+        return func.jvp(function, tensors, tangents)[1]
+
+    return func.jvp(slope, tuple(tensors), tangents)
+
+
 def jacobian(function, tensors):
     return func.jacfwd(function)(*tensors), func.jacrev(function)(*tensors)
 
@@ -171,6 +187,8 @@ TRANSFORMS = (
     vectorized,
     vectorized_gradients,
     forward_mode,
+    forward_mode_of_autograd,
+    nested_forward_mode,
     jacobian,
     hessian,
 )
@@ -199,3 +217,36 @@ def test_is_as_of_the_formula_by_mmcv(case, transform):
     wanted = of_backend(case, transform, 'reference')
     found = of_backend(case, transform, 'mmcv')
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+def test_one_graph_is_for_all_sizes(backend):
+    graphs = []
+    layers = [(torch.randn(2, 9), torch.randn(2))]
+    layers.append((torch.randn(1, 2), torch.randn(1)))
+
+    def decode(feats, size):
+        return ops.local_ensemble(feats, size, layers, backend=backend)
+
+    torch.compiler.reset()
+    run = torch.compile(
+        decode,
+        fullgraph=True,
+        dynamic=True,
+        backend=lambda graph, inputs: graphs.append(graph) or graph,
+    )
+    for n in (5, 6, 8):
+        feats, size = torch.randn(1, 3, n, n + 1), (2 * n, 3 * n)
+        torch.testing.assert_close(run(feats, size), decode(feats, size))
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_torchs_own_compiler_follows():
+    """With kernels of its own around the operators."""
+    torch.compiler.reset()
+    function, tensors = _jbu_upsample()
+    run = torch.compile(function, fullgraph=True)
+    torch.testing.assert_close(
+        gradients(run, tensors), gradients(function, tensors)
+    )
