@@ -18,7 +18,7 @@ from .operators import Operator
 # Pixels of the images that are convolved at once.
 _PIXELS = 2**16
 # Outputs whose samples stay in the cache of a core until their product.
-_ROWS = 2**12
+_ROWS = 2**11
 
 
 class Geometry(NamedTuple):
@@ -215,8 +215,7 @@ def _gradients_by_tap(
             ):
                 g.addmm_(o.T, c)
         if needs[0]:
-            inner = grad_table.view(-1, H + 2, W + 2, C)[:, 1:-1, 1:-1]
-            grad_x[part] = inner
+            grad_x[part] = grad_table.view(-1, H, W, C)
     grads = (
         _like(x, grad_x.permute(0, 3, 1, 2)),
         grad_offset.view(offset.shape),
@@ -232,8 +231,8 @@ def _corners(
 ) -> tuple[Tensor, Tensor]:
     """Rows of the table, and their weights, that make one sample.
 
-    The table has the pixels of all images within a border of one zero pixel,
-    each with its G groups.
+    The table has the pixels of all images, each with its G groups. Pixels
+    beyond the border weigh nothing; one at the border stands in their place.
 
     Args:
         y (Tensor): Rows sampled, (B, G, H', W').
@@ -250,32 +249,38 @@ def _corners(
     inside = (y > -1) & (y < H) & (x > -1) & (x < W)
     y = torch.where(inside, y, -1)
     x = torch.where(inside, x, -1)
-    top, left = y.detach().floor(), x.detach().floor()
-    down, right = y - top, x - left
-    up, back = mask * (1 - down), mask * down
-    weight = [up - up * right, up * right, back - back * right, back * right]
-    weight = torch.stack(weight, -1)  # (B, G, H', W', 4)
-    image = torch.arange(B, device=y.device, dtype=torch.int32).view(
-        B, 1, 1, 1
-    )
-    group = torch.arange(G, device=y.device, dtype=torch.int32).view(G, 1, 1)
+    (top, down), (up, below) = _between(y, H)
+    (left, right), (before, behind) = _between(x, W)
+    up, below = mask * up, mask * below
+    weight = [up * before, up * behind, below * before, below * behind]
     # Half the size of int64, and faster to sort.
-    first = top.int().add_(1 + image * (H + 2)).mul_(W + 2)
-    first = first.add_(left.int()).add_(1).mul_(G).add_(group)
-    step = torch.tensor([0, 1, W + 2, W + 3], device=y.device).int() * G
-    index = first[..., None] + step
+    image = torch.arange(B, device=y.device, dtype=torch.int32)
+    group = torch.arange(G, device=y.device, dtype=torch.int32)
+    first = image.view(-1, 1, 1, 1) * H
+    top, down = (first + top) * W, (first + down) * W
+    index = [top + left, top + right, down + left, down + right]
+    index = torch.stack(index, -1).mul_(G).add_(group.view(-1, 1, 1, 1))
     return (
         index.permute(0, 2, 3, 1, 4).reshape(-1, 4),
-        weight.permute(0, 2, 3, 1, 4).reshape(-1, 4),
+        torch.stack(weight, -1).permute(0, 2, 3, 1, 4).reshape(-1, 4),
     )
+
+
+def _between(
+    place: Tensor, num: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two pixels around places on an axis of so many, and their shares."""
+    before = place.detach().floor()
+    share = place - before
+    index = before.int()
+    shares = (1 - share) * (index >= 0), share * (index < num - 1)
+    return (index.clamp(min=0), (index + 1).clamp_(max=num - 1)), shares
 
 
 def _table(x: Tensor, deform_groups: int) -> Tensor:
-    """Pixels within a border of zeros, (B * (H + 2) * (W + 2) * G, C / G)."""
-    B, C, H, W = x.shape
-    table = x.new_zeros(B, H + 2, W + 2, C)
-    table[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
-    return table.view(-1, C // deform_groups)
+    """Pixels with their channels together, (B * H * W * G, C / G)."""
+    last = x.permute(0, 2, 3, 1).contiguous()
+    return last.view(-1, x.shape[1] // deform_groups)
 
 
 def _taps(weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 B batch, C channels, H x W map, G groups of channels that share offsets.
 """
 
+import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
@@ -123,6 +124,9 @@ class SSEN(BaseModule):
         """
         check_maps('SSEN', self.mid_channels, feat, ref_feat)
         aux = []
+        if len(self.convs) and ref_feat.device.type == 'cpu':
+            # As the layers read it there, and leave it, without a copy each.
+            ref_feat = ref_feat.contiguous(memory_format=torch.channels_last)
         for estimator, conv in zip(self.estimators, self.convs):
             sampling = estimator(feat, ref_feat)
             ref_feat = conv(ref_feat, *sampling)
