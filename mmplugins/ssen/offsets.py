@@ -50,7 +50,8 @@ class _Upsample(nn.Module):
         """Enlarge maps that lie beside each other."""
         if self.mode == 'bilinear':
             parts = [F.interpolate(x, size, mode='bilinear') for x in parts]
-            return _conv_parts(self.conv, parts)
+            conv = self.conv
+            return _conv_parts(parts, conv.weight, conv.bias, 1, conv.padding)
         if parts[0].device.type == 'cpu':
             return _transposed_conv_parts(self.conv, parts, size)
         return self.conv(torch.cat(parts, 1), output_size=size)
@@ -188,7 +189,9 @@ class DynamicOffsetEstimator(BaseModule):
         x = (feat, ref_feat)
         for conv in self.down:
             sizes.append(x[0].shape[-2:])
-            x = (self._activate(_conv_parts(conv, x)),)
+            how = (conv.stride, conv.padding)
+            x = _conv_parts(x, conv.weight, conv.bias, *how)
+            x = (self._activate(x),)
             downs.append(x[0])
         x = x[0]
         for attend, up in zip(self.attend, self.up):
@@ -202,13 +205,24 @@ class DynamicOffsetEstimator(BaseModule):
         return F.leaky_relu(x, self.leaky, inplace=True)
 
 
-def _conv_parts(conv: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
-    """Convolution of maps beside each other, without putting them there."""
-    weights = conv.weight.split([x.shape[1] for x in parts], 1)
+def _conv_parts(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor, *how: Sequence[int]
+) -> Tensor:
+    """Convolution of maps beside each other, without putting them there.
+
+    Args:
+        parts (Sequence[Tensor]): Maps, each (B, C_k, H, W).
+        weight (Tensor): Kernels, (D, C, K, K'), C the sum of all C_k.
+        bias (Tensor): (D,).
+        *how (Sequence[int]): Stride and padding.
+
+    Returns:
+        Tensor: Map, (B, D, H', W').
+    """
     out = None
-    for x, weight in zip(parts, weights):
-        bias = conv.bias if out is None else None
-        new = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    weights = weight.split([x.shape[1] for x in parts], 1)
+    for x, some in zip(parts, weights):
+        new = F.conv2d(x, some, bias if out is None else None, *how)
         out = new if out is None else out.add_(new)
     return out
 
@@ -229,7 +243,15 @@ def _transposed_conv_parts(
         area = [(n - first + 1) // 2 for n, first in zip(size, (top, left))]
         if min(area) < 1:  # a single row has no odd ones
             continue
-        phase = _conv_windows(parts, kernel, conv.bias, area)
+        # Windows from the first pixel on; beyond the border is zero.
+        below, beside = (
+            n + k - 1 - m
+            for n, k, m in zip(area, kernel.shape[2:], parts[0].shape[2:])
+        )
+        padded = parts
+        if below or beside:
+            padded = [F.pad(x, (0, beside, 0, below)) for x in parts]
+        phase = _conv_parts(padded, kernel.transpose(0, 1), conv.bias)
         if out is None:
             last = phase.is_contiguous(memory_format=torch.channels_last)
             form = torch.channels_last if last else torch.contiguous_format
@@ -241,24 +263,6 @@ def _transposed_conv_parts(
                 memory_format=form,
             )
         out[..., top::2, left::2] = phase
-    return out
-
-
-def _conv_windows(
-    parts: Sequence[Tensor], kernel: Tensor, bias: Tensor, area: Sequence[int]
-) -> Tensor:
-    """Convolve windows from the first pixel on; beyond the border is zero."""
-    out = None
-    below, beside = (
-        n + k - 1 - m
-        for n, k, m in zip(area, kernel.shape[-2:], parts[0].shape[-2:])
-    )
-    weights = kernel.transpose(0, 1).split([x.shape[1] for x in parts], 1)
-    for x, weight in zip(parts, weights):
-        if below or beside:  # also what is too much
-            x = F.pad(x, (0, beside, 0, below))
-        new = F.conv2d(x, weight, bias if out is None else None)
-        out = new if out is None else out.add_(new)
     return out
 
 
