@@ -263,6 +263,7 @@ def _transposed_conv_parts(
                 memory_format=form,
             )
         out[..., top::2, left::2] = phase
+        del phase  # else it would wait for the next one
     return out
 
 
